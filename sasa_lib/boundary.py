@@ -1,0 +1,339 @@
+"""The linear boundary between the toxic and the nontoxic subspace of a model's embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from sklearn.covariance import empirical_covariance, ledoit_wolf
+from sklearn.metrics import roc_auc_score
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa_lib.corpora import fingerprint, labelled
+from sasa_lib.embeddings import POOLINGS, check_layer, extract
+
+COVARIANCES = ("empirical", "ledoit_wolf")
+SMALLEST_EIGENVALUE = 1e-6
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Bayes-optimal linear classifier of two Gaussian classes that share a covariance.
+
+    With class means mu1 (nontoxic) and mu2 (toxic) and the pooled within-class covariance S,
+    ``w = S^-1 (mu1 - mu2)``, ``b = (mu1 + mu2) / 2`` and
+
+        margin(h) = w . (h - b) / |w|,
+
+    positive on the nontoxic side (Ko et al. 2025, arXiv 2410.03818, section 3). S is inverted on
+    its eigenvectors with an eigenvalue above 1e-6. Make one with `fit`, `from_embeddings` or
+    `load`.
+
+    Attributes
+    ----------
+    normal : numpy.ndarray of float32, shape [hidden_size]
+        w / |w|, the unit normal of the boundary, pointing to the nontoxic side.
+    midpoint : numpy.ndarray of float32, shape [hidden_size]
+        b.
+    scale : float
+        Standard deviation of the margins of the training data. Divided by it, a margin, and with
+        it beta, means the same on every model and layer.
+    layer : int
+        Hidden state that the boundary lives in, counted from 0 (the token embeddings).
+    pooling : {"last", "mean"}
+        How a text's hidden states became its embedding.
+    model : str
+        Name of the language model whose embeddings these are.
+    metadata : dict
+        How the boundary came about: sizes, AUC, covariance, data fingerprint, version.
+    """
+
+    normal: np.ndarray
+    midpoint: np.ndarray
+    scale: float
+    layer: int
+    pooling: str
+    model: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def fit(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        corpus: Dataset,
+        *,
+        attribute: str = "toxicity",
+        threshold: float = 0.5,
+        layer: int = -1,
+        pooling: str = "last",
+        covariance: str = "empirical",
+        held_out: Dataset | None = None,
+        progress: bool = True,
+    ) -> Boundary:
+        """Fit a boundary on a value-annotated corpus.
+
+        Parameters
+        ----------
+        model, tokenizer
+            As returned by `sasa_lib.load_lm`.
+        corpus : datasets.Dataset
+            In the schema of `sasa_lib.corpora`.
+        attribute : str
+            The annotated value; rows where it is null are left out.
+        threshold : float
+            Values above it are toxic.
+        layer : int
+            See `sasa_lib.embeddings.extract`; -1 is the published choice.
+        pooling : {"last", "mean"}
+            "last" is the published choice.
+        covariance : {"empirical", "ledoit_wolf"}
+            "empirical" is the published choice; "ledoit_wolf" shrinks it, which matters wherever
+            there are not many more examples than hidden units.
+        held_out : datasets.Dataset, optional
+            Annotated data on which the AUC in the metadata is measured.
+        progress : bool
+
+        Returns
+        -------
+        Boundary
+
+        Raises
+        ------
+        ValueError
+            For every argument that does not fit; before anything is computed.
+        """
+        layer = check_layer(model, layer)
+        _check_choices(pooling, covariance)
+        corpus, toxic = labelled(corpus, attribute, threshold)
+        if held_out is not None:
+            held_out, held_out_toxic = labelled(held_out, attribute, threshold, minimum=1)
+        options = {"layers": [layer], "pooling": pooling, "progress": progress}
+        boundary = cls.from_embeddings(
+            extract(model, tokenizer, corpus, **options)[:, 0],
+            toxic,
+            covariance=covariance,
+            layer=layer,
+            pooling=pooling,
+            model=model.name_or_path,
+            metadata={
+                "attribute": attribute,
+                "threshold": threshold,
+                "data_fingerprint": fingerprint(corpus, attribute),
+            },
+        )
+        if held_out is not None:
+            margins = boundary.margins(extract(model, tokenizer, held_out, **options)[:, 0])
+            boundary.metadata["held_out_auc"] = float(roc_auc_score(~held_out_toxic, margins))
+        return boundary
+
+    @classmethod
+    def from_embeddings(
+        cls,
+        embeddings: np.ndarray,
+        toxic: Sequence[bool] | np.ndarray,
+        *,
+        layer: int,
+        pooling: str,
+        model: str,
+        covariance: str = "empirical",
+        metadata: dict[str, Any] | None = None,
+    ) -> Boundary:
+        """Fit a boundary on embeddings that are already at hand.
+
+        Parameters
+        ----------
+        embeddings : numpy.ndarray, shape [n, hidden_size]
+        toxic : sequence of bool, shape [n]
+        layer, pooling, model, covariance
+            As in `fit`.
+        metadata : dict, optional
+            Kept with the boundary.
+
+        Returns
+        -------
+        Boundary
+
+        Raises
+        ------
+        ValueError
+            Shapes that do not match, values that are not finite, fewer than two examples of a
+            class, or classes whose means coincide.
+        """
+        _check_choices(pooling, covariance)
+        embeddings = np.asarray(embeddings, dtype=np.float64)
+        toxic = np.asarray(toxic, dtype=bool)
+        if embeddings.ndim != 2 or toxic.shape != (len(embeddings),):
+            raise ValueError(
+                f"expected embeddings [n, hidden_size] and toxic [n], got shapes "
+                f"{embeddings.shape} and {toxic.shape}"
+            )
+        if not np.isfinite(embeddings).all():
+            row = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
+            raise ValueError(f"the embeddings contain NaN or infinity, first in row {row}")
+        if min(toxic.sum(), (~toxic).sum()) < 2:
+            raise ValueError(
+                f"a boundary needs at least 2 examples of either class, got {int(toxic.sum())} "
+                f"toxic and {int((~toxic).sum())} nontoxic"
+            )
+        nontoxic_mean, toxic_mean = embeddings[~toxic].mean(axis=0), embeddings[toxic].mean(axis=0)
+        centred = embeddings - np.where(toxic[:, None], toxic_mean, nontoxic_mean)
+        weight = _inverse(_covariance(centred, covariance)) @ (nontoxic_mean - toxic_mean)
+        length = np.linalg.norm(weight)
+        if length == 0:
+            raise ValueError("the two classes have the same mean: there is nothing to separate")
+        normal, midpoint = weight / length, (nontoxic_mean + toxic_mean) / 2
+        margins = (embeddings - midpoint) @ normal
+        facts = {
+            "covariance": covariance,
+            "n_nontoxic": int((~toxic).sum()),
+            "n_toxic": int(toxic.sum()),
+            "training_auc": float(roc_auc_score(~toxic, margins)),
+            "sasa_lib": version("sasa-lib"),
+        }
+        return cls(
+            normal=normal.astype(np.float32),
+            midpoint=midpoint.astype(np.float32),
+            scale=float(margins.std()),
+            layer=layer,
+            pooling=pooling,
+            model=model,
+            metadata=facts | (metadata or {}),
+        )
+
+    def margins(self, embeddings: np.ndarray, *, scaled: bool = False) -> np.ndarray:
+        """Signed distance of embeddings from the boundary, positive on the nontoxic side.
+
+        Parameters
+        ----------
+        embeddings : numpy.ndarray, shape [..., hidden_size]
+        scaled : bool
+            In units of the training data's standard deviation rather than of the hidden state.
+
+        Returns
+        -------
+        numpy.ndarray of float64, shape [...]
+        """
+        embeddings = np.asarray(embeddings, dtype=np.float64)
+        margins = (embeddings - self.midpoint) @ self.normal.astype(np.float64)
+        return margins / self.scale if scaled else margins
+
+    def score_texts(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[str] | Dataset,
+        *,
+        scaled: bool = False,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Margins of texts, or of the rows of a corpus.
+
+        Parameters
+        ----------
+        model, tokenizer
+            The model that the boundary was fitted on.
+        texts : sequence of str or datasets.Dataset
+        scaled : bool
+            See `margins`.
+        progress : bool
+
+        Returns
+        -------
+        numpy.ndarray of float64, shape [n]
+
+        Raises
+        ------
+        ValueError
+            The model is another one than the boundary's.
+        """
+        self.check_model(model)
+        embeddings = extract(
+            model,
+            tokenizer,
+            texts,
+            layers=[self.layer],
+            pooling=self.pooling,
+            progress=progress,
+        )
+        return self.margins(embeddings[:, 0], scaled=scaled)
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raise ValueError unless `model` is the one whose embeddings the boundary separates."""
+        if model.name_or_path != self.model:
+            raise ValueError(
+                f"this boundary was fitted on {self.model!r} and says nothing about "
+                f"{model.name_or_path!r}; fit one on that model"
+            )
+
+    def check_layer(self, layer: int, pooling: str) -> None:
+        """Raise ValueError unless the boundary lives at `layer` (from 0) with `pooling`."""
+        if (layer, pooling) != (self.layer, self.pooling):
+            raise ValueError(
+                f"this boundary was fitted on layer {self.layer} with {self.pooling!r} pooling, "
+                f"not on layer {layer} with {pooling!r} pooling"
+            )
+
+    def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit normal and midpoint as float32 tensors, each of shape [hidden_size]."""
+        return torch.tensor(self.normal, device=device), torch.tensor(self.midpoint, device=device)
+
+    def save(self, path: str | Path) -> None:
+        """Write the boundary as safetensors, with all that describes it in the metadata."""
+        facts = {
+            "scale": self.scale,
+            "layer": self.layer,
+            "pooling": self.pooling,
+            "model": self.model,
+            "metadata": self.metadata,
+        }
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        tensors = {"normal": self.normal, "midpoint": self.midpoint}
+        save_file(tensors, temporary, metadata={"sasa_boundary": json.dumps(facts)})
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Boundary:
+        """Read a boundary that `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            The file is missing, damaged, or not a boundary.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                facts = json.loads((file.metadata() or {})["sasa_boundary"])
+                return cls(file.get_tensor("normal"), file.get_tensor("midpoint"), **facts)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} is not a saved boundary ({error})") from error
+
+
+def _check_choices(pooling: str, covariance: str) -> None:
+    if pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {pooling!r}; known are {', '.join(POOLINGS)}")
+    if covariance not in COVARIANCES:
+        raise ValueError(f"unknown covariance {covariance!r}; known are {', '.join(COVARIANCES)}")
+
+
+def _covariance(centred: np.ndarray, estimator: str) -> np.ndarray:
+    if estimator == "empirical":
+        return empirical_covariance(centred, assume_centered=True)
+    return ledoit_wolf(centred, assume_centered=True)[0]
+
+
+def _inverse(covariance: np.ndarray) -> np.ndarray:
+    """Inverse on the eigenvectors with an eigenvalue above 1e-6."""
+    values, vectors = np.linalg.eigh(covariance)
+    kept = values > SMALLEST_EIGENVALUE
+    return (vectors[:, kept] / values[kept]) @ vectors[:, kept].T

@@ -1,0 +1,381 @@
+"""Value-annotated corpora and prompt sets, all in one schema.
+
+A corpus is a `datasets.Dataset` with the columns `prompt` (may be empty), `response` (the annotated
+text), `group` (rows that must stay on one side of a split) and one column in [0, 1] for every
+annotated attribute, null where it was not annotated. A prompt set has the column `prompt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset, load_dataset
+from sklearn.model_selection import GroupShuffleSplit
+
+from sasa_lib.assets import DATA_DIR, fetch
+
+ATTRIBUTES = (
+    "toxicity",
+    "severe_toxicity",
+    "profanity",
+    "sexually_explicit",
+    "identity_attack",
+    "flirtation",
+    "threat",
+    "insult",
+)
+CIVIL_COMMENTS_ATTRIBUTES = (
+    "toxicity",
+    "severe_toxicity",
+    "obscene",
+    "threat",
+    "insult",
+    "identity_attack",
+    "sexual_explicit",
+)
+CORPORA = ("embedded", "contrast-pairs", "rtp-toxic-texts", "rtp", "civil_comments", "file")
+PROMPTS = ("embedded", "rtp", "file")
+SUBSETS = ("toxic", "nontoxic", "challenging")
+
+
+def load_corpus(
+    name: str = "embedded",
+    *,
+    path: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_examples: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Load a value-annotated corpus.
+
+    Parameters
+    ----------
+    name : str
+        "embedded" (works offline: `contrast-pairs` and `rtp-toxic-texts` together),
+        "contrast-pairs" (data/contrast_pairs.md), "rtp-toxic-texts" (RealToxicityPrompts texts
+        that a package carries, all of them toxic), "rtp" (RealToxicityPrompts, Gehman et al.
+        2020), "civil_comments" (Borkan et al. 2019, the Jigsaw unintended-bias data) or "file".
+    path : str or Path, optional
+        A local copy in the published format ("rtp", "civil_comments"), or the user's own CSV,
+        JSONL or Parquet file ("file"), compressed or not. Without it the hub is asked.
+    columns : mapping, optional
+        For "file": schema column to the file's column, such as
+        ``{"response": "comment", "toxicity": "score"}``. Default: the same names.
+    max_examples : int, optional
+        Keep this many rows, drawn without replacement with `seed`.
+
+    Returns
+    -------
+    datasets.Dataset
+
+    Raises
+    ------
+    ValueError
+        Unknown name, unreadable path, missing columns, values outside [0, 1], or empty texts.
+    """
+    _known(name, CORPORA, "corpus")
+    if name == "embedded":
+        frame = pd.concat([_contrast_pairs(), _rtp_toxic_texts()], ignore_index=True)
+    elif name == "contrast-pairs":
+        frame = _contrast_pairs()
+    elif name == "rtp-toxic-texts":
+        frame = _rtp_toxic_texts()
+    elif name == "rtp":
+        frame = _rtp_texts(_published("allenai/real-toxicity-prompts", path))
+    elif name == "civil_comments":
+        frame = _published("google/civil_comments", path).rename(columns={"text": "response"})
+        frame = frame[["response", *CIVIL_COMMENTS_ATTRIBUTES]]
+    else:
+        frame = _renamed(_read(_required(path)), columns or {})
+    frame = _checked(frame.reset_index(drop=True), name)
+    if max_examples is not None and max_examples < len(frame):
+        frame = frame.sample(max_examples, random_state=seed).reset_index(drop=True)
+    return Dataset.from_pandas(frame, preserve_index=False)
+
+
+def load_prompts(
+    name: str = "embedded",
+    *,
+    path: str | Path | None = None,
+    subset: str | None = None,
+    column: str = "prompt",
+) -> Dataset:
+    """Load prompts to continue.
+
+    Parameters
+    ----------
+    name : str
+        "embedded" (RealToxicityPrompts prompts that a package carries; those which another
+        package carries with their Perspective scores have a `toxicity`, the others null), "rtp" or
+        "file" (CSV, JSONL or Parquet).
+    path : str or Path, optional
+        As in `load_corpus`.
+    subset : {"toxic", "nontoxic", "challenging"}, optional
+        Prompt toxicity above 0.5; at most 0.5; or the `challenging` flag of RealToxicityPrompts.
+    column : str
+        For "file": the column that holds the prompts.
+
+    Returns
+    -------
+    datasets.Dataset
+        Columns `prompt` and, where known, `toxicity` and `challenging`.
+
+    Raises
+    ------
+    ValueError
+        Unknown name or subset, unreadable path, missing column, or no prompt left.
+    """
+    _known(name, PROMPTS, "prompt set")
+    if subset is not None:
+        _known(subset, SUBSETS, "subset")
+    if name == "embedded":
+        frame = _embedded_prompts()
+    elif name == "rtp":
+        records = _published("allenai/real-toxicity-prompts", path)
+        frame = pd.DataFrame(list(records["prompt"])).rename(columns={"text": "prompt"})
+        frame["challenging"] = records["challenging"].to_numpy()
+        frame = frame[["prompt", "challenging", *ATTRIBUTES]]
+    else:
+        frame = _renamed(_read(_required(path)), {"prompt": column})
+        if "prompt" not in frame:
+            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(frame.columns)}")
+    frame = _subset(frame, name, subset)
+    empty = frame["prompt"].isna() | (frame["prompt"].astype(str).str.strip() == "")
+    if empty.any():
+        raise ValueError(f"prompt set {name!r}: row {int(empty.idxmax())} has an empty prompt")
+    return Dataset.from_pandas(frame.reset_index(drop=True), preserve_index=False)
+
+
+def labelled(
+    corpus: Dataset, attribute: str = "toxicity", threshold: float = 0.5, minimum: int = 2
+) -> tuple[Dataset, np.ndarray]:
+    """Keep the rows annotated for an attribute and say which of them lie above the threshold.
+
+    Parameters
+    ----------
+    corpus : datasets.Dataset
+        A corpus in the schema of this module.
+    attribute : str
+        A column in [0, 1].
+    threshold : float
+        A value strictly above it counts as toxic, as in RealToxicityPrompts.
+    minimum : int
+        Smallest number of examples that each class must have.
+
+    Returns
+    -------
+    corpus : datasets.Dataset
+        Without the rows whose attribute is null.
+    toxic : numpy.ndarray of bool, shape [n]
+
+    Raises
+    ------
+    ValueError
+        Unknown attribute, or a class with fewer than `minimum` examples.
+    """
+    if attribute not in attributes(corpus):
+        known = ", ".join(attributes(corpus))
+        raise ValueError(f"the corpus has no attribute {attribute!r}; it has {known}")
+    values = np.array(corpus[attribute], dtype=float)
+    kept = np.flatnonzero(~np.isnan(values))
+    toxic = values[kept] > threshold
+    for count, side in ((int(toxic.sum()), "above"), (int((~toxic).sum()), "at most")):
+        if count < minimum:
+            raise ValueError(
+                f"the corpus has {count} examples with {attribute} {side} {threshold}; "
+                f"a boundary needs at least {minimum} on either side"
+            )
+    return corpus.select(kept), toxic
+
+
+def split(corpus: Dataset, held_out: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Split a corpus in two; rows of one `group` (a record, a pair) stay together.
+
+    Parameters
+    ----------
+    corpus : datasets.Dataset
+    held_out : float
+        Share of the groups in the second part, in (0, 1).
+    seed : int
+
+    Returns
+    -------
+    training, held_out : datasets.Dataset
+    """
+    splitter = GroupShuffleSplit(n_splits=1, test_size=held_out, random_state=seed)
+    ((training, rest),) = splitter.split(np.zeros(len(corpus)), groups=np.array(corpus["group"]))
+    return corpus.select(training), corpus.select(rest)
+
+
+def attributes(corpus: Dataset) -> list[str]:
+    """Return the names of the annotated attributes of a corpus."""
+    return [name for name in corpus.column_names if name not in ("prompt", "response", "group")]
+
+
+def fingerprint(corpus: Dataset, attribute: str = "toxicity") -> str:
+    """Return a SHA-256 over texts and values, the same wherever the corpus came from."""
+    digest = hashlib.sha256()
+    for row in zip(corpus["prompt"], corpus["response"], corpus[attribute], strict=True):
+        digest.update(repr(row).encode())
+    return digest.hexdigest()
+
+
+def mask_text(text: str, keep: int = 1) -> str:
+    """Mask the letters of every longer word but the first `keep`, for showing offensive text."""
+    letters = r"[^\W\d_]"
+    return re.sub(letters + "{4,}", lambda m: m[0][:keep] + "*" * (len(m[0]) - keep), text)
+
+
+def _contrast_pairs() -> pd.DataFrame:
+    pairs = pd.read_json(DATA_DIR / "contrast_pairs.jsonl", lines=True)
+    sides = [
+        pd.DataFrame(
+            {
+                "prompt": pairs["prompt"],
+                "response": pairs[side],
+                "group": [f"pair-{i}" for i in range(len(pairs))],
+                "toxicity": value,
+            }
+        )
+        for side, value in (("toxic", 1.0), ("nontoxic", 0.0))
+    ]
+    return pd.concat(sides, ignore_index=True)
+
+
+def _scored_toxic_texts() -> pd.DataFrame:
+    texts = pd.read_json(fetch("rtp-toxic-texts") / "test.jsonl", lines=True)
+    return texts.rename(columns={"text": "response"}).drop_duplicates("response")
+
+
+def _rtp_toxic_texts() -> pd.DataFrame:
+    texts = _scored_toxic_texts()
+    # These are the embedded toxic prompts: what is generated from must not be fitted on.
+    texts = texts[~texts["response"].isin(_packaged_prompts())]
+    return texts[["response", *ATTRIBUTES]]
+
+
+def _packaged_prompts() -> list[str]:
+    files = sorted(fetch("rtp-prompts").glob("*.txt"))
+    lines = [line for f in files for line in f.read_text(encoding="utf-8").splitlines()]
+    return list(dict.fromkeys(line for line in lines if line.strip()))
+
+
+def _embedded_prompts() -> pd.DataFrame:
+    prompts = pd.DataFrame({"prompt": _packaged_prompts()})
+    scored = _scored_toxic_texts().rename(columns={"response": "prompt"})
+    return prompts.merge(scored[["prompt", *ATTRIBUTES]], on="prompt", how="left")
+
+
+def _rtp_texts(records: pd.DataFrame) -> pd.DataFrame:
+    sides = []
+    for side in ("prompt", "continuation"):
+        texts = pd.DataFrame(list(records[side])).rename(columns={"text": "response"})
+        texts["group"] = [f"record-{i}" for i in range(len(records))]
+        sides.append(texts[["response", "group", *ATTRIBUTES]])
+    frame = pd.concat(sides, ignore_index=True)
+    return frame[frame["response"].str.strip() != ""]
+
+
+def _published(repository: str, path: str | Path | None) -> pd.DataFrame:
+    if path is not None:
+        return _read(Path(path))
+    try:
+        return load_dataset(repository, split="train").to_pandas()
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"cannot load {repository} from the hub ({reason}); give a local copy as path=..."
+        ) from error
+
+
+def _read(path: Path) -> pd.DataFrame:
+    readers = {".csv": pd.read_csv, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}
+    reader = next((readers[s] for s in Path(path).suffixes if s in readers), None)
+    if reader is None:
+        raise ValueError(f"{path}: not a .csv, .jsonl or .parquet file")
+    try:
+        return reader(path)
+    except FileNotFoundError:
+        raise ValueError(f"no such file: {path}") from None
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as {path.suffixes}: {error}") from error
+
+
+def _read_jsonl(path: Path) -> pd.DataFrame:
+    return pd.read_json(path, lines=True, dtype=False)
+
+
+def _renamed(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    missing = [source for source in columns.values() if source not in frame]
+    if missing:
+        raise ValueError(
+            f"the file has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}"
+        )
+    # A renamed column replaces one that already has the schema's name.
+    taken = [name for name, source in columns.items() if name in frame and name != source]
+    return frame.drop(columns=taken).rename(columns={s: name for name, s in columns.items()})
+
+
+def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    if "response" not in frame:
+        raise ValueError(f"corpus {name!r} has no column 'response' (the annotated text)")
+    text = frame["response"]
+    bad = text.isna() | ~text.map(lambda t: isinstance(t, str) and t.strip() != "")
+    if bad.any():
+        raise ValueError(
+            f"corpus {name!r}: {int(bad.sum())} rows have an empty or missing text, "
+            f"the first is row {int(bad.idxmax())}"
+        )
+    if "prompt" not in frame:
+        frame["prompt"] = ""
+    frame["prompt"] = frame["prompt"].fillna("")
+    if "group" not in frame:
+        frame["group"] = None
+    ungrouped = frame["group"].isna()
+    frame["group"] = frame["group"].astype(object)
+    frame.loc[ungrouped, "group"] = [f"row-{i}" for i in frame.index[ungrouped]]
+    values = [c for c in frame.columns if c not in ("prompt", "response", "group")]
+    values = [c for c in values if pd.api.types.is_numeric_dtype(frame[c]) or frame[c].isna().all()]
+    if not values:
+        raise ValueError(f"corpus {name!r} has no column with values in [0, 1]")
+    for column in values:
+        frame[column] = frame[column].astype(float)
+        outside = (frame[column] < 0) | (frame[column] > 1)
+        if outside.any():
+            row = int(outside.idxmax())
+            raise ValueError(
+                f"corpus {name!r}: {column} must lie in [0, 1], "
+                f"but row {row} has {frame[column][row]}"
+            )
+    return frame[["prompt", "response", "group", *values]]
+
+
+def _subset(frame: pd.DataFrame, name: str, subset: str | None) -> pd.DataFrame:
+    if subset is None:
+        return frame
+    column = "challenging" if subset == "challenging" else "toxicity"
+    if column not in frame:
+        raise ValueError(f"prompt set {name!r} has no {column}, so no subset {subset!r}")
+    if subset == "challenging":
+        frame = frame[frame[column].astype(bool)]
+    else:
+        frame = frame[frame[column] > 0.5 if subset == "toxic" else frame[column] <= 0.5]
+    if frame.empty:
+        raise ValueError(f"prompt set {name!r} has no prompt in the subset {subset!r}")
+    return frame
+
+
+def _known(name: str, known: tuple[str, ...], what: str) -> None:
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}; known are {', '.join(known)}")
+
+
+def _required(path: str | Path | None) -> Path:
+    if path is None:
+        raise ValueError("'file' needs path=..., a .csv, .jsonl or .parquet file")
+    return Path(path)

@@ -1,0 +1,422 @@
+"""Self-disciplined autoregressive sampling (SASA) for `generate(custom_generate=...)`.
+
+One step for a phrase c and its candidates x, the tokens that survive top-k, top-p and every other
+logits processor (Ko et al. 2025, arXiv 2410.03818, section 4):
+
+1. one forward pass places all candidates side by side at the next position, each seeing the
+   phrase and itself;
+2. the margin of a candidate is that of its own hidden state at the boundary's layer;
+3. new logit(x) = logit(x) + beta * g(margin(x)), and the next token is drawn from its softmax;
+4. only the drawn candidate's keys and values are kept, and its hidden state already gives the
+   logits of the step after.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.generation import GenerateDecoderOnlyOutput, LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteriaList
+
+from sasa_lib.boundary import Boundary
+from sasa_lib.embeddings import check_layer
+from sasa_lib.models import text_config
+
+FORMS = ("margin", "softmax")
+
+
+class SASA:
+    """Detoxified sampling: pass an instance as `custom_generate` to `model.generate`.
+
+    Parameters
+    ----------
+    boundary : Boundary or sequence of (Boundary, float)
+        The boundary to keep away from, or several values at once as pairs (boundary, beta).
+    beta : float
+        Strength, at least 0; 0 is plain sampling. Only with a single boundary.
+    form : {"margin", "softmax"}
+        g. "margin": the margin itself, which makes p * exp(beta * margin), the optimum of
+        max E[margin] - KL(q || p) / beta. "softmax": the softmax of the margins over the
+        candidates, as in the authors' published code; their betas of 10 to 500 belong to it.
+    scaled : bool
+        Use margins in units of the training data's standard deviation, so that beta means the
+        same on every model and layer. False: raw distances, as published.
+    max_candidates : int
+        Largest number of candidates a step where `top_k` does not give one.
+    record : bool
+        Keep every step for `trace`.
+
+    Notes
+    -----
+    With `do_sample=False` the argmax of the re-weighted distribution is taken. The phrase's
+    embedding is the hidden state of its last token, the candidate, also where the boundary was
+    fitted on means.
+
+    Examples
+    --------
+    >>> sasa = SASA(boundary, beta=1.0)  # doctest: +SKIP
+    >>> model.generate(**inputs, custom_generate=sasa, do_sample=True, top_k=10, top_p=0.9)
+    ... # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        boundary: Boundary | Sequence[tuple[Boundary, float]],
+        beta: float | None = None,
+        *,
+        form: str = "margin",
+        scaled: bool = True,
+        max_candidates: int = 50,
+        record: bool = False,
+    ) -> None:
+        if isinstance(boundary, Boundary):
+            if beta is None:
+                raise ValueError("give beta, such as SASA(boundary, beta=1.0)")
+            pairs = [(boundary, beta)]
+        else:
+            if beta is not None:
+                raise ValueError(
+                    "each of several boundaries has its own beta: [(boundary, beta), ...]"
+                )
+            pairs = list(boundary)
+        if not pairs:
+            raise ValueError("SASA needs at least one boundary")
+        for _, strength in pairs:
+            if not 0 <= strength < float("inf"):
+                raise ValueError(f"beta must be a number of at least 0, got {strength}")
+        if form not in FORMS:
+            raise ValueError(f"unknown form {form!r}; known are {', '.join(FORMS)}")
+        if max_candidates < 1:
+            raise ValueError(f"max_candidates must be at least 1, got {max_candidates}")
+        self.pairs = pairs
+        self.form = form
+        self.scaled = scaled
+        self.max_candidates = max_candidates
+        self.record = record
+        self._steps: list[dict[str, torch.Tensor]] = []
+        self._warned = False
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: object | None = None,
+        **model_kwargs: object,
+    ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
+        """Run the sampling loop; `model.generate` calls this with what it has prepared."""
+        self._check(model, generation_config, model_kwargs)
+        self._steps = []
+        mask = model_kwargs.get("attention_mask")
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        limit = generation_config.top_k or self.max_candidates
+        pad = generation_config._pad_token_tensor
+        scores, raw_logits = [], []
+
+        phrases = _Phrases(model, [boundary.layer for boundary, _ in self.pairs])
+        logits = phrases.begin(input_ids, mask, stopping_criteria.max_length, limit)
+        unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        while True:
+            processed = logits_processor(input_ids, logits.float())
+            reference, candidates = processed.topk(min(limit, processed.shape[-1]), dim=-1)
+            self._warn_if_capped(generation_config, processed, limit)
+
+            hidden = phrases.extend(candidates)
+            weighted = reference + self._bonus(hidden, reference > float("-inf"))
+            if generation_config.do_sample:
+                drawn = torch.multinomial(weighted.softmax(-1), 1)
+            else:
+                drawn = weighted.argmax(-1, keepdim=True)
+            tokens = candidates.gather(1, drawn).squeeze(1)
+
+            if self.record:
+                self._remember(candidates, reference, weighted, hidden, drawn, unfinished)
+            if generation_config.output_scores:
+                empty = torch.full_like(processed, float("-inf"))
+                scores.append(empty.scatter(1, candidates, weighted))
+            if generation_config.output_logits:
+                raw_logits.append(logits)
+
+            if pad is not None:
+                tokens = torch.where(unfinished, tokens, pad)
+            input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)
+            if streamer is not None:
+                streamer.put(tokens.cpu())
+            unfinished &= ~stopping_criteria(input_ids, processed)
+            if not unfinished.any():
+                break
+            logits = phrases.keep(drawn)
+        if streamer is not None:
+            streamer.end()
+        if not generation_config.return_dict_in_generate:
+            return input_ids
+        return GenerateDecoderOnlyOutput(
+            sequences=input_ids,
+            scores=tuple(scores) or None,
+            logits=tuple(raw_logits) or None,
+        )
+
+    @property
+    def trace(self) -> pd.DataFrame:
+        """Every candidate of every step of the latest call, if `record` is on.
+
+        One row a candidate: sequence, step, token_id, reference_logprob (after the logits
+        processors), margin (of the first boundary, raw or scaled as chosen), new_logprob and
+        drawn. Steps of finished sequences and tokens outside the nucleus are left out.
+        """
+        if not self._steps:
+            raise ValueError("nothing was recorded: use SASA(..., record=True) and generate first")
+        rows = []
+        for step, entry in enumerate(self._steps):
+            kept = (entry["reference"] > float("-inf")) & entry["unfinished"][:, None]
+            sequence, column = kept.nonzero(as_tuple=True)
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "sequence": sequence.numpy(),
+                        "step": step,
+                        "token_id": entry["candidates"][kept].numpy(),
+                        "reference_logprob": entry["reference"].log_softmax(-1)[kept].numpy(),
+                        "margin": entry["margin"][kept].numpy(),
+                        "new_logprob": entry["weighted"].log_softmax(-1)[kept].numpy(),
+                        "drawn": (entry["drawn"][sequence, 0] == column).numpy(),
+                    }
+                )
+            )
+        return pd.concat(rows, ignore_index=True)
+
+    def _margins(self, boundary: Boundary, hidden: torch.Tensor) -> torch.Tensor:
+        normal, midpoint = boundary.tensors(hidden.device)
+        margins = (hidden.float() - midpoint) @ normal
+        return margins / boundary.scale if self.scaled else margins
+
+    def _bonus(self, hidden: list[torch.Tensor], allowed: torch.Tensor) -> torch.Tensor:
+        """Sum of beta * g(margin) over the boundaries, [batch, candidates]."""
+        total = torch.zeros(allowed.shape, device=allowed.device)
+        for (boundary, beta), states in zip(self.pairs, hidden, strict=True):
+            margins = self._margins(boundary, states)
+            if self.form == "softmax":
+                margins = margins.masked_fill(~allowed, float("-inf")).softmax(-1)
+            total += beta * margins
+        return total
+
+    def _remember(
+        self,
+        candidates: torch.Tensor,
+        reference: torch.Tensor,
+        weighted: torch.Tensor,
+        hidden: list[torch.Tensor],
+        drawn: torch.Tensor,
+        unfinished: torch.Tensor,
+    ) -> None:
+        entry = {
+            "candidates": candidates,
+            "reference": reference,
+            "weighted": weighted,
+            "margin": self._margins(self.pairs[0][0], hidden[0]),
+            "drawn": drawn,
+            "unfinished": unfinished,
+        }
+        self._steps.append({name: value.clone().cpu() for name, value in entry.items()})
+
+    def _check(
+        self, model: PreTrainedModel, config: GenerationConfig, model_kwargs: dict[str, object]
+    ) -> None:
+        if model.config.is_encoder_decoder:
+            raise ValueError("SASA steers decoder-only language models, not encoder-decoder ones")
+        if (config.num_beams or 1) > 1:
+            raise ValueError("SASA samples; it does not search beams: leave num_beams at 1")
+        if model_kwargs.get("inputs_embeds") is not None:
+            raise ValueError("SASA continues token ids: pass input_ids, not inputs_embeds")
+        if getattr(model_kwargs.get("past_key_values"), "_is_user_defined", False):
+            raise ValueError("SASA builds its own cache: do not pass past_key_values")
+        parameters = inspect.signature(model.base_model.forward).parameters
+        if "position_ids" not in parameters or getattr(text_config(model), "alibi", False):
+            raise ValueError(
+                f"SASA does not support {model.config.model_type!r} models: their candidates "
+                "cannot be placed side by side at one position"
+            )
+        for boundary, _ in self.pairs:
+            boundary.check_model(model)
+            check_layer(model, boundary.layer)
+
+    def _warn_if_capped(
+        self, config: GenerationConfig, processed: torch.Tensor, limit: int
+    ) -> None:
+        if config.top_k or self._warned:
+            return
+        if (processed > float("-inf")).sum(-1).max() > limit:
+            self._warned = True
+            warnings.warn(
+                f"more than {limit} tokens survive sampling's filters; SASA considers the {limit} "
+                "likeliest (give top_k, or SASA(..., max_candidates=...))",
+                stacklevel=3,
+            )
+
+
+class _Phrases:
+    """The growing phrases of a batch: their cache, positions and next-token logits."""
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
+        self.model = model
+        self.layers = layers
+        config = text_config(model)
+        self.intermediate = any(layer != config.num_hidden_layers for layer in layers)
+        self.window = getattr(config, "sliding_window", None)
+        self.mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        self.dtype = model.get_input_embeddings().weight.dtype
+
+    def begin(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, max_length: int, candidates: int
+    ) -> torch.Tensor:
+        """Read the prompts, each distinct one once, and return the first logits."""
+        distinct, rows = torch.unique(
+            torch.stack([input_ids, mask.to(input_ids.dtype)], dim=-1), dim=0, return_inverse=True
+        )
+        ids, distinct_mask = distinct.unbind(-1)
+        self.cache = _CandidateCache(text_config(self.model).num_hidden_layers)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=distinct_mask,
+            position_ids=(distinct_mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=self.cache,
+            use_cache=True,
+            output_hidden_states=True,
+            logits_to_keep=1,
+        )
+        logits = output.logits[:, -1]
+        self.own_head = torch.allclose(
+            self._head(output.hidden_states[-1][:, -1]).float(), logits.float(), atol=1e-3
+        )
+        self.length = input_ids.shape[1]
+        self.cache.expand(rows, max(max_length, self.length) + candidates)
+        self.visible = torch.ones(
+            len(input_ids), max_length + candidates, dtype=torch.bool, device=input_ids.device
+        )
+        self.visible[:, : self.length] = mask.bool()
+        self.position = mask.sum(-1, keepdim=True)
+        return logits[rows]
+
+    def extend(self, candidates: torch.Tensor) -> list[torch.Tensor]:
+        """Forward all candidates at the next position; return their states at each layer."""
+        self.output = (self.model.base_model if self.own_head else self.model)(
+            input_ids=candidates,
+            attention_mask=self._mask(candidates.shape[1]),
+            position_ids=self.position.expand(candidates.shape),
+            past_key_values=self.cache,
+            use_cache=True,
+            output_hidden_states=self.intermediate or not self.own_head,
+        )
+        if not self.intermediate and self.own_head:
+            return [self.output.last_hidden_state] * len(self.layers)
+        return [self.output.hidden_states[layer] for layer in self.layers]
+
+    def keep(self, drawn: torch.Tensor) -> torch.Tensor:
+        """Append the drawn candidates [batch, 1] to the phrases; return the next logits."""
+        self.cache.keep(drawn)
+        self.length += 1
+        self.position = self.position + 1
+        rows = torch.arange(len(drawn), device=drawn.device)
+        if self.own_head:
+            return self._head(self.output.last_hidden_state[rows, drawn[:, 0]])
+        return self.output.logits[rows, drawn[:, 0]]
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of the final hidden states, for the chosen candidate alone.
+
+        `begin` compares this with the model's own logits: a model that does more with them is
+        asked for the logits of all candidates instead.
+        """
+        logits = self.model.get_output_embeddings()(hidden)
+        config = text_config(self.model)
+        if cap := getattr(config, "final_logit_softcapping", None):
+            logits = cap * torch.tanh(logits / cap)
+        return logits / (getattr(config, "logits_scaling", None) or 1.0)
+
+    def _mask(self, candidates: int) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Additive masks [batch, 1, candidates, length + candidates]."""
+        batch = len(self.visible)
+        device = self.visible.device
+        itself = torch.eye(candidates, dtype=torch.bool, device=device)
+        itself = itself.expand(batch, candidates, candidates)
+
+        def additive(prefix: torch.Tensor) -> torch.Tensor:
+            prefix = prefix[:, None].expand(batch, candidates, self.length)
+            seen = torch.cat([prefix, itself], dim=-1)[:, None]
+            mask = torch.zeros(seen.shape, dtype=self.dtype, device=device)
+            return mask.masked_fill(~seen, torch.finfo(self.dtype).min)
+
+        prefix = self.visible[:, : self.length]
+        if not self.window:
+            return additive(prefix)
+        distance = self.length - torch.arange(self.length, device=device)
+        sliding = additive(prefix & (distance < self.window))
+        if not self.mixed:
+            return sliding
+        return {"full_attention": additive(prefix), "sliding_attention": sliding}
+
+
+class _CandidateLayer(DynamicLayer):
+    """One layer's keys and values: a kept phrase, and behind it the candidates of this step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.length is None:
+            return super().update(key_states, value_states)
+        end = self.length + key_states.shape[-2]
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def expand(self, rows: torch.Tensor, capacity: int) -> None:
+        self.length = self.keys.shape[-2]
+        self.keys, self.values = (
+            self._allocated(states, rows, capacity) for states in (self.keys, self.values)
+        )
+
+    def _allocated(self, states: torch.Tensor, rows: torch.Tensor, capacity: int) -> torch.Tensor:
+        _, heads, length, size = states.shape
+        buffer = states.new_zeros(len(rows), heads, capacity, size)
+        buffer[:, :, :length] = states[rows]
+        return buffer
+
+    def keep(self, drawn: torch.Tensor) -> None:
+        rows = torch.arange(len(drawn), device=drawn.device)
+        for states in (self.keys, self.values):
+            states[:, :, self.length] = states[rows, :, self.length + drawn[:, 0]]
+        self.length += 1
+
+    def get_seq_length(self) -> int:
+        return super().get_seq_length() if self.length is None else self.length
+
+
+class _CandidateCache(Cache):
+    """Preallocated cache whose candidates are written in place; nothing is concatenated a step."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__(layers=[_CandidateLayer() for _ in range(num_layers)])
+
+    def expand(self, rows: torch.Tensor, capacity: int) -> None:
+        """Give every row of the batch its prompt's states, and room for `capacity` positions."""
+        for layer in self.layers:
+            layer.expand(rows, capacity)
+
+    def keep(self, drawn: torch.Tensor) -> None:
+        """Make the drawn candidates [batch, 1] part of the phrases and forget the others."""
+        for layer in self.layers:
+            layer.keep(drawn)

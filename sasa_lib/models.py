@@ -1,0 +1,111 @@
+"""Load a causal language model and its tokenizer by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sasa_lib.assets import atomic_folder, cache_dir, fetch
+
+EMBEDDED = ("gemma3-270m", "smollm2-135m-instruct")
+
+
+def load_lm(
+    name: str, *, device: str = "auto", dtype: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model in evaluation mode, with its tokenizer.
+
+    Parameters
+    ----------
+    name : str
+        One of `EMBEDDED`, a local folder, or a model id of the Hugging Face hub.
+    device : str
+        "auto" (CUDA, then Apple MPS, then CPU) or a torch device.
+    dtype : str
+        "auto" (bfloat16 on CUDA, float32 elsewhere) or the name of a torch dtype.
+
+    Returns
+    -------
+    model, tokenizer
+        The tokenizer pads on the left, as generation needs, and has a pad token.
+
+    Raises
+    ------
+    ValueError
+        The name is neither embedded, nor a folder, nor a model the hub returns; or the dtype is
+        not a floating-point dtype of torch.
+    """
+    device = _device(device)
+    torch_dtype = _dtype(dtype, device)
+    source = _converted(name) if name in EMBEDDED else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch_dtype)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load model {name!r}: it is neither embedded ({', '.join(EMBEDDED)}), "
+            f"nor a folder with a causal language model, nor reachable on the hub "
+            f"({_first_line(error)})"
+        ) from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Its sampling defaults would silently join those that a caller passes to `generate`.
+    model.generation_config.update(do_sample=False, temperature=None, top_k=None, top_p=None)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.name_or_path = name
+    return model.to(device).eval(), tokenizer
+
+
+def text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """Return the configuration of the language part of a model."""
+    return model.config.get_text_config()
+
+
+def _converted(name: str) -> Path:
+    """Convert an embedded GGUF to safetensors once; later loads take a second, not a minute."""
+    target = cache_dir() / "models" / name
+    if not target.is_dir():
+        source = fetch(name)
+        print(f"converting {name} to safetensors, once ...", flush=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            gguf_file="model.gguf",
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        with atomic_folder(target) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    return target
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _dtype(dtype: str, device: str) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if device.startswith("cuda") else torch.float32
+    value = getattr(torch, dtype, None)
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise ValueError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,269 @@
+"""The decoder against the naive computation, against enumeration, and as a user meets it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from scipy.stats import chisquare
+from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
+
+from sasa_lib import SASA, Boundary
+
+VOCABULARY = 61
+SIZES = dict(
+    vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+    intermediate_size=48, max_position_embeddings=128, pad_token_id=0, bos_token_id=1,
+    eos_token_id=2,
+)  # fmt: skip
+FAMILIES = {
+    "gpt2": dict(n_embd=32, n_layer=3, n_head=4, n_positions=128),
+    "llama": dict(num_key_value_heads=2),
+    "qwen2": dict(num_key_value_heads=2),
+    "qwen3": dict(num_key_value_heads=2, head_dim=8),
+    "mistral": dict(num_key_value_heads=2, sliding_window=9),
+    "gemma3_text": dict(
+        num_key_value_heads=1, head_dim=8, sliding_window=9, query_pre_attn_scalar=8,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    ),
+    "gemma2": dict(
+        num_key_value_heads=1, head_dim=8, sliding_window=9, query_pre_attn_scalar=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "gpt_neox": dict(rotary_pct=0.5),
+    "opt": dict(ffn_dim=48, word_embed_proj_dim=32),
+    "phi3": dict(num_key_value_heads=2),
+    "granite": dict(num_key_value_heads=2, logits_scaling=3.0),
+    "falcon": dict(num_kv_heads=2, new_decoder_architecture=True, alibi=False),
+}  # fmt: skip
+
+
+def tiny_model(family: str) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, **(SIZES | FAMILIES[family]))
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Initial weights are so small that every token would look alike.
+            parameter.normal_(std=0.3) if parameter.dim() > 1 else None
+    model.name_or_path = family
+    return model
+
+
+def random_boundary(model: transformers.PreTrainedModel, layer: int, seed: int = 0) -> Boundary:
+    generator = np.random.default_rng(seed)
+    normal = generator.normal(size=32)
+    normal = (normal / np.linalg.norm(normal)).astype(np.float32)
+    midpoint = generator.normal(size=32).astype(np.float32)
+    return Boundary(normal, midpoint, 2.0, layer, "last", model.name_or_path)
+
+
+def left_padded_prompts() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    ids = torch.randint(3, VOCABULARY, (3, 6))
+    mask = torch.ones_like(ids)
+    mask[0, :4], mask[1, :1] = 0, 0
+    return {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
+
+
+def naive_step(model, phrase, boundary, warpers, beta):
+    """Candidates, reference log-probabilities, margins and new log-probabilities of one phrase.
+
+    Every candidate is appended and the whole phrase read again from the start: no cache, no
+    padding, no custom mask.
+    """
+    ids = torch.tensor([phrase])
+    with torch.no_grad():
+        logits = warpers(ids, model(ids).logits[:, -1].float())[0]
+        candidates = logits.isfinite().nonzero()[:, 0].tolist()
+        margins = []
+        for token in candidates:
+            extended = torch.tensor([[*phrase, token]])
+            hidden = model(extended, output_hidden_states=True).hidden_states[boundary.layer]
+            margins.append(boundary.margins(hidden[0, -1].numpy(), scaled=True).item())
+    reference = logits[candidates].double().log_softmax(-1)
+    new = (reference + beta * torch.tensor(margins)).log_softmax(-1)
+    return candidates, reference.numpy(), np.array(margins), new.numpy()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layer", [3, 1])
+def test_every_step_equals_the_naive_computation(family, layer):
+    model = tiny_model(family)
+    boundary = random_boundary(model, layer)
+    inputs = left_padded_prompts()
+    sasa = SASA(boundary, beta=1.5, record=True)
+    torch.manual_seed(0)
+    output = model.generate(
+        **inputs, custom_generate=sasa, do_sample=True, top_k=7, top_p=0.9, max_new_tokens=30
+    )
+    warpers = LogitsProcessorList([TopKLogitsWarper(7), TopPLogitsWarper(0.9)])
+    trace = sasa.trace
+    assert set(trace["sequence"]) == {0, 1, 2}
+    for (sequence, step), rows in trace.groupby(["sequence", "step"]):
+        if step % 5 and step != trace["step"].max():
+            continue
+        start = int((inputs["attention_mask"][sequence] == 0).sum())
+        phrase = output[sequence, start : 6 + step].tolist()
+        candidates, reference, margins, new = naive_step(model, phrase, boundary, warpers, 1.5)
+        rows = rows.sort_values("token_id")
+        assert rows["token_id"].tolist() == candidates
+        np.testing.assert_allclose(rows["reference_logprob"], reference, atol=1e-5)
+        np.testing.assert_allclose(rows["margin"], margins, atol=1e-5)
+        np.testing.assert_allclose(rows["new_logprob"], new, atol=2e-5)
+        assert rows.loc[rows["drawn"], "token_id"].item() == output[sequence, 6 + step].item()
+
+
+def closed_form(logits, margins, beta, form):
+    """Probabilities by enumeration, in plain Python."""
+    if form == "softmax":
+        total = sum(math.exp(m) for m in margins)
+        margins = [math.exp(m) / total for m in margins]
+    weights = [math.exp(x + beta * m) for x, m in zip(logits, margins, strict=True)]
+    return np.array(weights) / sum(weights)
+
+
+@pytest.mark.parametrize(("form", "beta"), [("margin", 2.0), ("softmax", 30.0), ("margin", 0.0)])
+def test_distribution_over_a_whole_vocabulary_is_the_closed_form(form, beta):
+    model = tiny_model("llama")
+    boundary = random_boundary(model, 3)
+    prompt = torch.tensor([[5, 9, 11]])
+    sasa = SASA(
+        boundary, beta=beta, form=form, scaled=False, max_candidates=VOCABULARY, record=True
+    )
+    model.generate(prompt, custom_generate=sasa, do_sample=True, top_k=0, max_new_tokens=1)
+    rows = sasa.trace.sort_values("token_id")
+    assert len(rows) == VOCABULARY
+    with torch.no_grad():
+        logits = model(prompt).logits[0, -1].tolist()
+        extended = torch.cat([prompt.expand(VOCABULARY, 3), torch.arange(VOCABULARY)[:, None]], 1)
+        hidden = model(extended, output_hidden_states=True).hidden_states[3][:, -1]
+    margins = ((hidden.numpy() - boundary.midpoint) @ boundary.normal).tolist()
+    expected = closed_form(logits, margins, beta, form)
+    np.testing.assert_allclose(np.exp(rows["new_logprob"]), expected, atol=1e-6)
+
+
+def test_beta_zero_is_plain_sampling_exactly():
+    model = tiny_model("gpt2")
+    sasa = SASA(random_boundary(model, 3), beta=0.0, record=True)
+    options = dict(do_sample=True, top_k=9, top_p=0.8, temperature=0.7, max_new_tokens=4)
+    model.generate(**left_padded_prompts(), custom_generate=sasa, **options)
+    trace = sasa.trace
+    np.testing.assert_array_equal(trace["new_logprob"], trace["reference_logprob"])
+    assert (trace["margin"] != 0).all()
+
+
+def test_sampling_follows_the_distribution():
+    model = tiny_model("llama")
+    boundary = random_boundary(model, 3)
+    sasa = SASA(boundary, beta=1.0, record=True)
+    torch.manual_seed(0)
+    output = model.generate(
+        torch.tensor([[5, 9, 11]]), custom_generate=sasa, do_sample=True, top_k=8,
+        max_new_tokens=1, num_return_sequences=20_000,
+    )  # fmt: skip
+    first = sasa.trace.query("sequence == 0").sort_values("token_id")
+    counts = torch.bincount(output[:, -1], minlength=VOCABULARY).numpy()
+    expected = np.exp(first["new_logprob"].to_numpy())
+    expected = expected / expected.sum() * 20_000
+    assert counts.sum() == counts[first["token_id"]].sum()
+    assert chisquare(counts[first["token_id"]], expected).pvalue > 1e-3
+
+
+def test_greedy_takes_the_argmax_of_the_reweighted_distribution():
+    model = tiny_model("llama")
+    sasa = SASA(random_boundary(model, 2), beta=4.0, record=True)
+    model.generate(**left_padded_prompts(), custom_generate=sasa, do_sample=False, max_new_tokens=5)
+    trace = sasa.trace
+    best = trace.loc[trace.groupby(["sequence", "step"])["new_logprob"].idxmax()]
+    assert best["drawn"].all()
+
+
+def test_several_values_add_up():
+    model = tiny_model("llama")
+    first, second = random_boundary(model, 3, seed=0), random_boundary(model, 1, seed=1)
+    options = dict(do_sample=True, top_k=8, max_new_tokens=1)
+    traces = []
+    for sasa in (
+        SASA([(first, 1.0), (second, 2.0)], record=True),
+        SASA(first, beta=1.0, record=True),
+        SASA(second, beta=2.0, record=True),
+    ):
+        model.generate(torch.tensor([[5, 9, 11]]), custom_generate=sasa, **options)
+        traces.append(sasa.trace.sort_values("token_id"))
+    both, one, two = (t["new_logprob"].to_numpy() for t in traces)
+    reference = traces[0]["reference_logprob"].to_numpy()
+    expected = one + two - reference
+    np.testing.assert_allclose(both - both[0], expected - expected[0], atol=1e-5)
+
+
+def test_finished_sequences_are_padded_like_plain_generate():
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = list(range(2, 30))
+    torch.manual_seed(3)
+    output = model.generate(
+        **left_padded_prompts(), custom_generate=SASA(random_boundary(model, 3), beta=1.0),
+        do_sample=True, top_k=20, max_new_tokens=20, num_return_sequences=4,
+    )  # fmt: skip
+    ended = (output[:, 6:] >= 2) & (output[:, 6:] < 30)
+    assert ended.any()
+    for row, stops in zip(output[:, 6:], ended, strict=True):
+        if stops.any():
+            assert (row[int(stops.int().argmax()) + 1 :] == 0).all()
+
+
+def test_scores_and_logits_are_returned_on_request():
+    model = tiny_model("llama")
+    output = model.generate(
+        torch.tensor([[5, 9, 11]]), custom_generate=SASA(random_boundary(model, 3), beta=1.0),
+        do_sample=True, top_k=4, max_new_tokens=3, return_dict_in_generate=True,
+        output_scores=True, output_logits=True,
+    )  # fmt: skip
+    assert output.sequences.shape == (1, 6)
+    assert [s.shape for s in output.scores] == [(1, VOCABULARY)] * 3
+    assert all(int(s.isfinite().sum()) == 4 for s in output.scores)
+    plain = model(output.sequences[:, :-1]).logits[:, 2:]
+    torch.testing.assert_close(torch.stack(output.logits, 1), plain, atol=1e-5, rtol=0)
+
+
+def test_an_open_candidate_set_is_capped_and_says_so_once():
+    model = tiny_model("llama")
+    sasa = SASA(random_boundary(model, 3), beta=1.0, max_candidates=5, record=True)
+    with pytest.warns(UserWarning, match="considers the 5 likeliest"):
+        model.generate(
+            torch.tensor([[5, 9]]), custom_generate=sasa, do_sample=True, top_k=0, max_new_tokens=2
+        )
+    assert sasa.trace.groupby("step").size().tolist() == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(), "give beta"),
+        (dict(beta=-1.0), "at least 0"),
+        (dict(beta=float("nan")), "at least 0"),
+        (dict(beta=1.0, form="sigmoid"), "known are margin, softmax"),
+        (dict(beta=1.0, max_candidates=0), "at least 1"),
+    ],
+)
+def test_bad_parameters_are_refused_at_once(arguments, message):
+    boundary = random_boundary(tiny_model("llama"), 3)
+    with pytest.raises(ValueError, match=message):
+        SASA(boundary, **arguments)
+
+
+def test_what_sasa_cannot_do_is_refused_in_one_sentence():
+    llama = tiny_model("llama")
+    sasa = SASA(random_boundary(llama, 3), beta=1.0)
+    ids = torch.tensor([[5, 9]])
+    with pytest.raises(ValueError, match="search beams"):
+        llama.generate(ids, custom_generate=sasa, num_beams=2, max_new_tokens=2)
+    with pytest.raises(ValueError, match="fitted on 'llama'.*'gpt2'"):
+        tiny_model("gpt2").generate(ids, custom_generate=sasa, max_new_tokens=2)
+    bloom = transformers.BloomForCausalLM(
+        transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
+    )
+    bloom.name_or_path = "llama"
+    with pytest.raises(ValueError, match="does not support 'bloom'"):
+        bloom.generate(ids, custom_generate=sasa, max_new_tokens=2)
