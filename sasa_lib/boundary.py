@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy.special import expit
 from sklearn.covariance import empirical_covariance, ledoit_wolf
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedShuffleSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib.corpora import fingerprint, labelled
+from sasa_lib.assets import atomic_file
+from sasa_lib.corpora import fingerprint as corpus_fingerprint
+from sasa_lib.corpora import labelled
 from sasa_lib.embeddings import POOLINGS, check_layer, extract
 
 COVARIANCES = ("empirical", "ledoit_wolf")
@@ -47,6 +53,8 @@ class Boundary:
     scale : float
         Standard deviation of the margins of the training data. Divided by it, a margin, and with
         it beta, means the same on every model and layer.
+    weight_norm : float
+        |w|: what one unit of margin adds to the log-odds of nontoxic, by the model's own account.
     layer : int
         Hidden state that the boundary lives in, counted from 0 (the token embeddings).
     pooling : {"last", "mean"}
@@ -60,6 +68,7 @@ class Boundary:
     normal: np.ndarray
     midpoint: np.ndarray
     scale: float
+    weight_norm: float
     layer: int
     pooling: str
     model: str
@@ -74,10 +83,11 @@ class Boundary:
         *,
         attribute: str = "toxicity",
         threshold: float = 0.5,
-        layer: int = -1,
+        layer: int | float = -1,
         pooling: str = "last",
         covariance: str = "empirical",
         held_out: Dataset | None = None,
+        folder: str | Path | None = None,
         progress: bool = True,
     ) -> Boundary:
         """Fit a boundary on a value-annotated corpus.
@@ -92,7 +102,7 @@ class Boundary:
             The annotated value; rows where it is null are left out.
         threshold : float
             Values above it are toxic.
-        layer : int
+        layer : int or float
             See `sasa_lib.embeddings.extract`; -1 is the published choice.
         pooling : {"last", "mean"}
             "last" is the published choice.
@@ -101,6 +111,8 @@ class Boundary:
             there are not many more examples than hidden units.
         held_out : datasets.Dataset, optional
             Annotated data on which the AUC in the metadata is measured.
+        folder : str or Path, optional
+            Where embeddings are kept, see `sasa_lib.embeddings.extract`.
         progress : bool
 
         Returns
@@ -117,7 +129,7 @@ class Boundary:
         corpus, toxic = labelled(corpus, attribute, threshold)
         if held_out is not None:
             held_out, held_out_toxic = labelled(held_out, attribute, threshold, minimum=1)
-        options = {"layers": [layer], "pooling": pooling, "progress": progress}
+        options = {"layers": [layer], "pooling": pooling, "folder": folder, "progress": progress}
         boundary = cls.from_embeddings(
             extract(model, tokenizer, corpus, **options)[:, 0],
             toxic,
@@ -128,7 +140,7 @@ class Boundary:
             metadata={
                 "attribute": attribute,
                 "threshold": threshold,
-                "data_fingerprint": fingerprint(corpus, attribute),
+                "data_fingerprint": corpus_fingerprint(corpus, attribute),
             },
         )
         if held_out is not None:
@@ -204,6 +216,7 @@ class Boundary:
             normal=normal.astype(np.float32),
             midpoint=midpoint.astype(np.float32),
             scale=float(margins.std()),
+            weight_norm=float(length),
             layer=layer,
             pooling=pooling,
             model=model,
@@ -226,6 +239,26 @@ class Boundary:
         embeddings = np.asarray(embeddings, dtype=np.float64)
         margins = (embeddings - self.midpoint) @ self.normal.astype(np.float64)
         return margins / self.scale if scaled else margins
+
+    def posterior(self, embeddings: np.ndarray, *, toxic_share: float = 0.5) -> np.ndarray:
+        """P(toxic) of embeddings if the two classes were the Gaussians that were fitted.
+
+        The log-odds of nontoxic are w . (h - b) plus those of the prior. They are as well
+        calibrated as the Gaussians fit, which should be looked at before it is believed.
+
+        Parameters
+        ----------
+        embeddings : numpy.ndarray, shape [..., hidden_size]
+        toxic_share : float
+            Prior P(toxic), in (0, 1).
+
+        Returns
+        -------
+        numpy.ndarray of float64, shape [...]
+            In [0, 1].
+        """
+        prior = np.log(toxic_share / (1 - toxic_share))
+        return expit(prior - self.weight_norm * self.margins(embeddings))
 
     def score_texts(
         self,
@@ -287,20 +320,25 @@ class Boundary:
         """Unit normal and midpoint as float32 tensors, each of shape [hidden_size]."""
         return torch.tensor(self.normal, device=device), torch.tensor(self.midpoint, device=device)
 
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over all that a margin depends on."""
+        facts = f"{self.scale} {self.layer} {self.pooling} {self.model}"
+        parts = (self.normal.tobytes(), self.midpoint.tobytes(), facts.encode())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Write the boundary as safetensors, with all that describes it in the metadata."""
         facts = {
             "scale": self.scale,
+            "weight_norm": self.weight_norm,
             "layer": self.layer,
             "pooling": self.pooling,
             "model": self.model,
             "metadata": self.metadata,
         }
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
         tensors = {"normal": self.normal, "midpoint": self.midpoint}
-        save_file(tensors, temporary, metadata={"sasa_boundary": json.dumps(facts)})
-        temporary.replace(path)
+        with atomic_file(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata={"sasa_boundary": json.dumps(facts)})
 
     @classmethod
     def load(cls, path: str | Path) -> Boundary:
@@ -317,6 +355,50 @@ class Boundary:
                 return cls(file.get_tensor("normal"), file.get_tensor("midpoint"), **facts)
         except (OSError, SafetensorError, KeyError) as error:
             raise ValueError(f"{path} is not a saved boundary ({error})") from error
+
+
+def learning_curve(
+    embeddings: np.ndarray,
+    toxic: np.ndarray,
+    held_out: np.ndarray,
+    held_out_toxic: np.ndarray,
+    *,
+    sizes: Sequence[int],
+    resamples: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Held-out AUC of boundaries fitted on random subsets, for every covariance estimator.
+
+    Parameters
+    ----------
+    embeddings, toxic : arrays, shapes [n, hidden_size] and [n]
+        Training data; subsets keep its share of toxic texts.
+    held_out, held_out_toxic : arrays, shapes [m, hidden_size] and [m]
+    sizes : sequence of int
+        Numbers of training texts, each at least 8 and at most n - 2.
+    resamples : int
+        Subsets of each size.
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns covariance, n, resample and auc.
+    """
+    rows = []
+    for size in sizes:
+        splitter = StratifiedShuffleSplit(
+            resamples, train_size=size, test_size=2, random_state=seed
+        )
+        for resample, (chosen, _) in enumerate(splitter.split(embeddings, toxic)):
+            for covariance in COVARIANCES:
+                boundary = Boundary.from_embeddings(
+                    embeddings[chosen], toxic[chosen], covariance=covariance,
+                    layer=0, pooling="mean", model="",
+                )  # fmt: skip
+                auc = roc_auc_score(~held_out_toxic, boundary.margins(held_out))
+                rows.append((covariance, size, resample, auc))
+    return pd.DataFrame(rows, columns=["covariance", "n", "resample", "auc"])
 
 
 def _check_choices(pooling: str, covariance: str) -> None:

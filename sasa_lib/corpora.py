@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from datasets import Dataset, load_dataset
+from profanity_check import predict_prob
 from sklearn.model_selection import GroupShuffleSplit
 
 from sasa_lib.assets import DATA_DIR, fetch
@@ -38,7 +39,8 @@ CIVIL_COMMENTS_ATTRIBUTES = (
     "identity_attack",
     "sexual_explicit",
 )
-CORPORA = ("embedded", "contrast-pairs", "rtp-toxic-texts", "rtp", "civil_comments", "file")
+EMBEDDED = ("contrast-pairs", "rtp-toxic-texts", "everyday-texts")
+CORPORA = ("embedded", *EMBEDDED, "rtp", "civil_comments", "file")
 PROMPTS = ("embedded", "rtp", "file")
 SUBSETS = ("toxic", "nontoxic", "challenging")
 
@@ -56,9 +58,11 @@ def load_corpus(
     Parameters
     ----------
     name : str
-        "embedded" (works offline: `contrast-pairs` and `rtp-toxic-texts` together),
-        "contrast-pairs" (data/contrast_pairs.md), "rtp-toxic-texts" (RealToxicityPrompts texts
-        that a package carries, all of them toxic), "rtp" (RealToxicityPrompts, Gehman et al.
+        "embedded" (works without the hub: the next three together), "contrast-pairs" (written
+        for this project, data/contrast_pairs.md), "rtp-toxic-texts" (scored RealToxicityPrompts
+        texts that a package carries, all of them toxic), "everyday-texts" (half-sentences of
+        news, finance answers and everyday situations that a package carries; nobody annotated
+        them, they are presumed to have toxicity 0), "rtp" (RealToxicityPrompts, Gehman et al.
         2020), "civil_comments" (Borkan et al. 2019, the Jigsaw unintended-bias data) or "file".
     path : str or Path, optional
         A local copy in the published format ("rtp", "civil_comments"), or the user's own CSV,
@@ -79,12 +83,12 @@ def load_corpus(
         Unknown name, unreadable path, missing columns, values outside [0, 1], or empty texts.
     """
     _known(name, CORPORA, "corpus")
-    if name == "embedded":
-        frame = pd.concat([_contrast_pairs(), _rtp_toxic_texts()], ignore_index=True)
-    elif name == "contrast-pairs":
-        frame = _contrast_pairs()
-    elif name == "rtp-toxic-texts":
-        frame = _rtp_toxic_texts()
+    if name == "embedded" or name in EMBEDDED:
+        readers = dict(
+            zip(EMBEDDED, (_contrast_pairs, _rtp_toxic_texts, _everyday_texts), strict=True)
+        )
+        parts = EMBEDDED if name == "embedded" else (name,)
+        frame = pd.concat([readers[part]() for part in parts], ignore_index=True)
     elif name == "rtp":
         frame = _rtp_texts(_published("allenai/real-toxicity-prompts", path))
     elif name == "civil_comments":
@@ -225,19 +229,14 @@ def fingerprint(corpus: Dataset, attribute: str = "toxicity") -> str:
     return digest.hexdigest()
 
 
-def mask_text(text: str, keep: int = 1) -> str:
-    """Mask the letters of every longer word but the first `keep`, for showing offensive text."""
-    letters = r"[^\W\d_]"
-    return re.sub(letters + "{4,}", lambda m: m[0][:keep] + "*" * (len(m[0]) - keep), text)
-
-
 def _contrast_pairs() -> pd.DataFrame:
     pairs = pd.read_json(DATA_DIR / "contrast_pairs.jsonl", lines=True)
     sides = [
         pd.DataFrame(
             {
                 "prompt": pairs["prompt"],
-                "response": pairs[side],
+                # Tokenised apart from the prompt, a response needs the space between them.
+                "response": " " + pairs[side],
                 "group": [f"pair-{i}" for i in range(len(pairs))],
                 "toxicity": value,
             }
@@ -248,7 +247,7 @@ def _contrast_pairs() -> pd.DataFrame:
 
 
 def _scored_toxic_texts() -> pd.DataFrame:
-    texts = pd.read_json(fetch("rtp-toxic-texts") / "test.jsonl", lines=True)
+    texts = pd.read_json(fetch("rtp-toxic-texts") / "Toxicity.jsonl", lines=True)
     return texts.rename(columns={"text": "response"}).drop_duplicates("response")
 
 
@@ -257,6 +256,30 @@ def _rtp_toxic_texts() -> pd.DataFrame:
     # These are the embedded toxic prompts: what is generated from must not be fitted on.
     texts = texts[~texts["response"].isin(_packaged_prompts())]
     return texts[["response", *ATTRIBUTES]]
+
+
+def _everyday_texts() -> pd.DataFrame:
+    """Half a sentence of every text, first halves and second halves in turn.
+
+    So they look like RealToxicityPrompts texts, which are halves of web sentences.
+    """
+    folder = fetch("everyday-texts")
+    halves = []
+    for name, column in (("XSum", "document"), ("Fiqa", "answer"), ("SIQA", "passage")):
+        texts = pd.read_json(folder / f"{name}.jsonl", lines=True)[column]
+        sentences = texts[texts.map(lambda text: isinstance(text, str))].map(_first_sentence)
+        for i, sentence in enumerate(sentences.dropna().drop_duplicates()[:500]):
+            words = sentence.split()
+            middle = len(words) // 2
+            halves.append(" ".join(words[:middle]) if i % 2 else " " + " ".join(words[middle:]))
+    kept = predict_prob(halves) <= 0.5
+    return pd.DataFrame({"response": np.array(halves, dtype=object)[kept], "toxicity": 0.0})
+
+
+def _first_sentence(text: str) -> str | None:
+    """First sentence of 8 to 45 words."""
+    sentences = re.split(r"(?<=[.!?])\s+|\n+", text)
+    return next((s for s in sentences if 8 <= len(s.split()) <= 45), None)
 
 
 def _packaged_prompts() -> list[str]:

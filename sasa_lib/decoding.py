@@ -166,6 +166,17 @@ class SASA:
             logits=tuple(raw_logits) or None,
         )
 
+    def describe(self) -> dict[str, object]:
+        """What a run needs to know to be told from another: every parameter and boundary."""
+        betas = [beta for _, beta in self.pairs]
+        return {
+            "beta": betas[0] if len(betas) == 1 else betas,
+            "form": self.form,
+            "scaled": self.scaled,
+            "max_candidates": self.max_candidates,
+            "boundaries": [boundary.fingerprint() for boundary, _ in self.pairs],
+        }
+
     @property
     def trace(self) -> pd.DataFrame:
         """Every candidate of every step of the latest call, if `record` is on.
@@ -238,8 +249,8 @@ class SASA:
             raise ValueError("SASA samples; it does not search beams: leave num_beams at 1")
         if model_kwargs.get("inputs_embeds") is not None:
             raise ValueError("SASA continues token ids: pass input_ids, not inputs_embeds")
-        if getattr(model_kwargs.get("past_key_values"), "_is_user_defined", False):
-            raise ValueError("SASA builds its own cache: do not pass past_key_values")
+        if getattr(model_kwargs.get("cache"), "_is_user_defined", False):
+            raise ValueError("SASA builds its own cache: do not pass cache")
         parameters = inspect.signature(model.base_model.forward).parameters
         if "position_ids" not in parameters or getattr(text_config(model), "alibi", False):
             raise ValueError(
@@ -289,7 +300,7 @@ class _Phrases:
             input_ids=ids,
             attention_mask=distinct_mask,
             position_ids=(distinct_mask.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
             output_hidden_states=True,
             logits_to_keep=1,
@@ -313,7 +324,7 @@ class _Phrases:
             input_ids=candidates,
             attention_mask=self._mask(candidates.shape[1]),
             position_ids=self.position.expand(candidates.shape),
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
             output_hidden_states=self.intermediate or not self.own_head,
         )

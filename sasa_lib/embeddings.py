@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib.models import text_config
+from sasa_lib.assets import atomic_file
+from sasa_lib.models import fingerprint, text_config
 
 POOLINGS = ("last", "mean")
+PART = 512  # texts whose embeddings are kept together in one file
 
 
 def extract(
@@ -20,9 +25,10 @@ def extract(
     tokenizer: PreTrainedTokenizerBase,
     corpus: Dataset | Sequence[str],
     *,
-    layers: Sequence[int] = (-1,),
+    layers: Sequence[int | float] = (-1,),
     pooling: str = "last",
     batch_tokens: int = 4096,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> np.ndarray:
     """Embed every text of a corpus at the chosen layers, in one forward pass per text.
@@ -34,9 +40,10 @@ def extract(
     corpus : datasets.Dataset or sequence of str
         Rows with `prompt` and `response`, or plain texts. The prompt is context: tokenised
         apart and placed before the response, just as generation places it.
-    layers : sequence of int
+    layers : sequence of int or float
         Indices into the hidden states: 0 is the token embedding, l the output of block l, and -1
-        (or the number of blocks) the last one after the model's final norm.
+        (or the number of blocks) the last one after the model's final norm. A float strictly
+        between 0 and 1 is a share of the depth.
     pooling : {"last", "mean"}
         The hidden state of the last token, or the mean over the response's tokens. The
         very first position of the sequence is left out of the mean where anything else is left:
@@ -44,6 +51,9 @@ def extract(
     batch_tokens : int
         Largest number of tokens in one forward pass, padding included. It does not change the
         result beyond floating-point rounding.
+    folder : str or Path, optional
+        Keep the embeddings here, every few hundred texts as they come: the next extraction of
+        the same texts by the same model reads them, one that was interrupted goes on.
     progress : bool
         Show a progress bar.
 
@@ -60,39 +70,74 @@ def extract(
     if pooling not in POOLINGS:
         raise ValueError(f"unknown pooling {pooling!r}; known are {', '.join(POOLINGS)}")
     layers = [check_layer(model, layer) for layer in layers]
-    sequences, starts = _tokenised(model, tokenizer, corpus)
-    embeddings = np.empty((len(sequences), len(layers), text_config(model).hidden_size), np.float32)
-    with tqdm(total=len(sequences), desc="embedding", unit="text", disable=not progress) as bar:
-        for rows in _buckets([len(s) for s in sequences], batch_tokens):
-            hidden = _hidden_states(model, [sequences[i] for i in rows], layers)
-            for row, states in zip(rows, hidden, strict=True):
-                embeddings[row] = _pooled(states, starts[row], len(sequences[row]), pooling)
-            bar.update(len(rows))
-    if not np.isfinite(embeddings).all():
-        row = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=(1, 2)))[0])
-        raise ValueError(
-            f"the hidden states of text {row} are not finite; load the model with dtype='float32'"
+    texts = _tokenised(model, tokenizer, corpus)
+    with tqdm(total=len(texts), desc="embedding", unit="text", disable=not progress) as bar:
+        if folder is None:
+            return _embed(model, texts, layers, pooling, batch_tokens, bar)
+        identity = f"{fingerprint(model)} {pooling}"
+        return np.concatenate(
+            [
+                _cached(Path(folder), identity, model, part, layers, pooling, batch_tokens, bar)
+                for part in (texts[i : i + PART] for i in range(0, len(texts), PART))
+            ]
         )
-    return embeddings
 
 
-def check_layer(model: PreTrainedModel, layer: int) -> int:
-    """Return a layer's index counted from 0, or raise ValueError if the model lacks it."""
+def anisotropy(embeddings: np.ndarray) -> float:
+    """Mean cosine similarity of two different texts: 0 if directions are spread evenly.
+
+    Parameters
+    ----------
+    embeddings : numpy.ndarray, shape [n, hidden_size]
+        At least two.
+
+    Returns
+    -------
+    float
+        In [-1 / (n - 1), 1].
+
+    References
+    ----------
+    Ethayarajh 2019, How contextual are contextualized word representations?, section 4.1; here
+    over all pairs, by |sum of unit vectors|^2 = n + (sum over pairs).
+    """
+    embeddings = np.asarray(embeddings, dtype=np.float64)
+    n = len(embeddings)
+    if n < 2:
+        raise ValueError(f"anisotropy compares texts and needs at least 2, got {n}")
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return float((np.square(unit.sum(axis=0)).sum() - n) / (n * (n - 1)))
+
+
+def check_layer(model: PreTrainedModel, layer: int | float) -> int:
+    """Return a layer's index counted from 0, or raise ValueError if the model lacks it.
+
+    A float strictly between 0 and 1 is a share of the model's depth: 0.5 is the middle layer.
+    """
     last = text_config(model).num_hidden_layers
-    if not -last - 1 <= layer <= last:
+    chosen = round(layer * last) if 0 < layer < 1 else layer
+    if chosen != int(chosen) or not -last - 1 <= chosen <= last:
         raise ValueError(
             f"{model.name_or_path} has no layer {layer}; choose 0 (token embeddings) to {last} "
-            f"(after the final norm), or -1 to {-last - 1} from the end"
+            f"(after the final norm), -1 to {-last - 1} from the end, or a share of the depth "
+            "between 0 and 1 such as 0.5"
         )
-    return layer % (last + 1)
+    return int(chosen) % (last + 1)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Token ids of prompt + response, and the position at which its mean begins."""
+
+    tokens: list[int]
+    start: int
 
 
 def _tokenised(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     corpus: Dataset | Sequence[str],
-) -> tuple[list[list[int]], list[int]]:
-    """Token ids of prompt + response, and the position at which each mean begins."""
+) -> list[_Text]:
     if isinstance(corpus, Dataset):
         prompts, responses = list(corpus["prompt"]), list(corpus["response"])
     else:
@@ -104,17 +149,66 @@ def _tokenised(
     # An empty prompt still brings the special tokens with which the model begins a text.
     before = tokenizer(prompts)["input_ids"]
     after = tokenizer(responses, add_special_tokens=False)["input_ids"]
-    sequences = [[*p, *r] for p, r in zip(before, after, strict=True)]
     limit = getattr(text_config(model), "max_position_embeddings", None) or float("inf")
-    for row, (tokens, response) in enumerate(zip(sequences, after, strict=True)):
+    texts = []
+    for row, (prompt, response) in enumerate(zip(before, after, strict=True)):
+        tokens = [*prompt, *response]
         if not response:
             raise ValueError(f"text {row} is empty")
         if len(tokens) > limit:
             raise ValueError(
                 f"text {row} has {len(tokens)} tokens, the context of {model.name_or_path} {limit}"
             )
-    starts = [min(max(len(p), 1), len(s) - 1) for p, s in zip(before, sequences, strict=True)]
-    return sequences, starts
+        texts.append(_Text(tokens, min(max(len(prompt), 1), len(tokens) - 1)))
+    return texts
+
+
+def _cached(
+    folder: Path,
+    identity: str,
+    model: PreTrainedModel,
+    texts: list[_Text],
+    layers: Sequence[int],
+    pooling: str,
+    batch_tokens: int,
+    bar: tqdm,
+) -> np.ndarray:
+    """Read each layer's embeddings from its file; compute and write those that have none."""
+    key = hashlib.sha256(f"{identity} {texts}".encode()).hexdigest()[:16]
+    files = {layer: folder / f"{key}-layer{layer}.npy" for layer in layers}
+    missing = [layer for layer, file in files.items() if not file.exists()]
+    if missing:
+        computed = _embed(model, texts, missing, pooling, batch_tokens, bar)
+        for i, layer in enumerate(missing):
+            with atomic_file(files[layer]) as temporary, open(temporary, "wb") as out:
+                np.save(out, computed[:, i])
+    else:
+        bar.update(len(texts))
+    return np.stack([np.load(files[layer]) for layer in layers], axis=1)
+
+
+def _embed(
+    model: PreTrainedModel,
+    texts: list[_Text],
+    layers: Sequence[int],
+    pooling: str,
+    batch_tokens: int,
+    bar: tqdm,
+) -> np.ndarray:
+    """Embeddings [n, layers, hidden_size] of texts in any order."""
+    size = text_config(model).hidden_size
+    embeddings = np.empty((len(texts), len(layers), size), np.float32)
+    for rows in _buckets([len(text.tokens) for text in texts], batch_tokens):
+        hidden = _hidden_states(model, [texts[i].tokens for i in rows], layers)
+        for row, states in zip(rows, hidden, strict=True):
+            embeddings[row] = _pooled(states, texts[row].start, len(texts[row].tokens), pooling)
+            if not np.isfinite(embeddings[row]).all():
+                raise ValueError(
+                    f"the hidden states of text {row} are not finite; "
+                    "load the model with dtype='float32'"
+                )
+        bar.update(len(rows))
+    return embeddings
 
 
 def _buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import bootstrap
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -64,6 +65,15 @@ def load_lm(
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.name_or_path = name
     return model.to(device).eval(), tokenizer
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Return a SHA-256 over a sample of every weight, to tell models of one name apart."""
+    digest = hashlib.sha256(str(model.dtype).encode())
+    for name, weight in model.named_parameters():
+        sample = weight.detach().flatten()[:: max(1, weight.numel() // 16)].float().tolist()
+        digest.update(f"{name} {tuple(weight.shape)} {sample}".encode())
+    return digest.hexdigest()
 
 
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:

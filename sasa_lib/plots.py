@@ -1,1 +1,323 @@
-"""Every figure, one function each, one style."""
+"""Every figure, one function each, one style.
+
+Each function takes arrays or a table, draws on new axes and returns the `Figure`; `save` writes it.
+Colours are from the Okabe-Ito palette, which colour-blind readers can tell apart; wherever two
+classes meet, line style or marker differs as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import roc_auc_score, roc_curve
+
+NONTOXIC, TOXIC = "#0072B2", "#D55E00"
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+
+
+def set_style() -> None:
+    """Set the one style of all figures; a notebook calls it once."""
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        palette=list(SERIES),
+        rc={
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": "medium",
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 100,
+            "legend.frameon": False,
+            "savefig.dpi": 200,
+        },
+    )
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> None:
+    """Write a figure as `name`.png and `name`.svg into `folder`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"{name}.{ending}")
+
+
+def geometry(table: pd.DataFrame) -> Figure:
+    """Length of the embeddings and their anisotropy, layer by layer.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns layer, pooling, norm_low, norm, norm_high (quartiles) and anisotropy.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+    for i, (pooling, rows) in enumerate(table.groupby("pooling", sort=True)):
+        style = {"color": SERIES[i], "marker": MARKERS[i], "ls": LINES[i], "label": pooling}
+        left.plot(rows["layer"], rows["norm"], **style)
+        left.fill_between(
+            rows["layer"], rows["norm_low"], rows["norm_high"], color=SERIES[i], alpha=0.2, lw=0
+        )
+        right.plot(rows["layer"], rows["anisotropy"], **style)
+    left.set(xlabel="layer", ylabel="Euclidean norm", yscale="log")
+    left.set_title("Length of an embedding (median, quartiles)")
+    right.set(xlabel="layer", ylabel="mean cosine of two texts", ylim=(-0.05, 1.05))
+    right.set_title("Anisotropy")
+    right.axhline(0, color="0.6", lw=1)
+    left.legend(title="pooling")
+    return figure
+
+
+def subspaces(
+    maps: Mapping[int, np.ndarray],
+    margins: Mapping[int, np.ndarray],
+    values: np.ndarray,
+    *,
+    threshold: float = 0.5,
+    attribute: str = "toxicity",
+) -> Figure:
+    """UMAP of every layer over the densities of its margins.
+
+    Parameters
+    ----------
+    maps : mapping from layer to array [n, 2]
+        Two-dimensional UMAP coordinates.
+    margins : mapping from layer to array [n]
+        Scaled margins of the same texts.
+    values : array [n]
+        The annotated value in [0, 1].
+    threshold : float
+        Above it a text counts as toxic.
+    attribute : str
+        What the values measure.
+    """
+    figure, axes = plt.subplots(
+        2, len(maps), figsize=(3.6 * len(maps), 6.4), squeeze=False, height_ratios=(3, 2)
+    )
+    order = np.argsort(values, kind="stable")
+    toxic = values > threshold
+    for column, (layer, points) in enumerate(maps.items()):
+        top, bottom = axes[:, column]
+        shown = top.scatter(
+            *points[order].T, c=values[order], cmap="cividis", vmin=0, vmax=1, s=6, lw=0
+        )
+        top.set(xticks=[], yticks=[], title=f"layer {layer}")
+        top.set_xlabel("UMAP 1 (no unit)" if column == 0 else "")
+        top.set_ylabel("UMAP 2 (no unit)" if column == 0 else "")
+        for name, rows, colour, line in (
+            ("toxic", toxic, TOXIC, "--"),
+            ("nontoxic", ~toxic, NONTOXIC, "-"),
+        ):
+            sns.kdeplot(
+                margins[layer][rows], ax=bottom, color=colour, ls=line, fill=True, alpha=0.15
+            )
+            sns.kdeplot(margins[layer][rows], ax=bottom, color=colour, ls=line, label=name)
+        bottom.axvline(0, color="0.4", lw=1)
+        auc = roc_auc_score(~toxic, margins[layer])
+        bottom.set(
+            xlabel="margin (standard deviations)",
+            ylabel="density" if column == 0 else "",
+            title=f"AUC {auc:.2f}",
+        )
+    axes[1, 0].legend()
+    figure.colorbar(shown, ax=axes[0], label=f"annotated {attribute}", pad=0.01)
+    return figure
+
+
+def roc(margins: Mapping[str, np.ndarray], toxic: np.ndarray | Mapping[str, np.ndarray]) -> Figure:
+    """ROC curve of each named set of margins, "toxic" being the class to find.
+
+    Parameters
+    ----------
+    margins : mapping from name to array [n]
+        Positive on the nontoxic side.
+    toxic : bool array [n], or a mapping from the same names to such arrays
+    """
+    figure, axes = plt.subplots(figsize=(5.2, 5))
+    axes.plot([0, 1], [0, 1], color="0.7", lw=1)
+    for i, (name, values) in enumerate(margins.items()):
+        labels = toxic[name] if isinstance(toxic, Mapping) else toxic
+        false_positive, true_positive, _ = roc_curve(labels, -values)
+        auc = roc_auc_score(labels, -values)
+        axes.plot(
+            false_positive, true_positive, ls=LINES[i], color=SERIES[i], label=f"{name}: {auc:.3f}"
+        )
+    axes.set(xlabel="nontoxic texts flagged (share)", ylabel="toxic texts found (share)")
+    axes.set(aspect="equal", xlim=(0, 1), ylim=(0, 1.01))
+    axes.legend(title="AUC", loc="lower right", fontsize="small")
+    return figure
+
+
+def margin_against_value(
+    margins: np.ndarray, values: np.ndarray, *, attribute: str = "toxicity"
+) -> Figure:
+    """Margins against the continuous annotation, with the mean over ten bins of it.
+
+    Parameters
+    ----------
+    margins : array [n]
+        Scaled margins.
+    values : array [n]
+        Annotated values in [0, 1].
+    attribute : str
+    """
+    figure, axes = plt.subplots(figsize=(6, 4.2))
+    axes.scatter(values, margins, s=8, lw=0, alpha=0.4, color="0.45")
+    bins = pd.cut(values, np.linspace(0, 1, 11), include_lowest=True)
+    table = pd.DataFrame({"value": values, "margin": margins}).groupby(bins, observed=True)
+    mean, error = table.mean(), table["margin"].sem()
+    axes.errorbar(
+        mean["value"], mean["margin"], 1.96 * error, color=TOXIC, marker="o", capsize=3,
+        label="mean of a bin, 95% interval",
+    )  # fmt: skip
+    axes.axhline(0, color="0.4", lw=1)
+    axes.set(xlabel=f"annotated {attribute}", ylabel="margin (standard deviations)", xlim=(0, 1))
+    axes.legend(loc="best", fontsize="small")
+    return figure
+
+
+def calibration(probabilities: np.ndarray, toxic: np.ndarray, *, bins: int = 10) -> Figure:
+    """Reliability diagram of P(toxic), over bins of equally many texts.
+
+    Parameters
+    ----------
+    probabilities : array [n]
+        Predicted P(toxic) in [0, 1].
+    toxic : bool array [n]
+    bins : int
+    """
+    figure, axes = plt.subplots(figsize=(5, 4.6))
+    observed, predicted = calibration_curve(toxic, probabilities, n_bins=bins, strategy="quantile")
+    axes.plot([0, 1], [0, 1], color="0.7", lw=1)
+    axes.plot(predicted, observed, color=NONTOXIC, marker="o")
+    axes.text(0.60, 0.53, "perfectly calibrated", color="0.45", rotation=45, ha="center")
+    axes.set(xlabel="predicted P(toxic), mean of a bin", ylabel="toxic texts in the bin (share)")
+    axes.set(aspect="equal", xlim=(0, 1), ylim=(0, 1))
+    return figure
+
+
+def learning_curve(table: pd.DataFrame) -> Figure:
+    """Held-out AUC against the number of training texts.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns n, covariance and auc, one row a resample; see `boundary.learning_curve`.
+    """
+    figure, axes = plt.subplots(figsize=(6, 4.2))
+    for i, (name, rows) in enumerate(table.groupby("covariance", sort=True)):
+        by_size = rows.groupby("n")["auc"]
+        middle, low, high = by_size.median(), by_size.min(), by_size.max()
+        axes.plot(middle.index, middle, color=SERIES[i], marker=MARKERS[i], ls=LINES[i], label=name)
+        axes.fill_between(middle.index, low, high, color=SERIES[i], alpha=0.2, lw=0)
+    sizes = sorted(table["n"].unique())
+    axes.set(xscale="log", xlabel="training texts N", ylabel="held-out AUC")
+    axes.set_xticks(sizes, [str(n) for n in sizes])
+    axes.minorticks_off()
+    axes.legend(title="covariance (median, range)", loc="lower right", fontsize="small")
+    return figure
+
+
+def decoding_step(step: pd.DataFrame) -> Figure:
+    """One decoding step: every candidate's probability before and after, beside its margin.
+
+    Parameters
+    ----------
+    step : pandas.DataFrame
+        Columns token (already fit to be shown), reference, new (probabilities) and margin.
+    """
+    step = step.sort_values("reference").reset_index(drop=True)
+    rows = np.arange(len(step))
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9, 0.34 * len(step) + 1.4), sharey=True, width_ratios=(2, 1)
+    )
+    left.hlines(rows, step["reference"], step["new"], color="0.7", lw=2)
+    left.plot(step["reference"], rows, "o", mfc="white", mec="0.25", label="reference")
+    left.plot(step["new"], rows, "D", color=NONTOXIC, label="re-weighted")
+    left.set_yticks(rows, step["token"])
+    left.set(xlabel="probability", xlim=(0, None))
+    left.legend(loc="lower right", fontsize="small")
+    colours = np.where(step["margin"] > 0, NONTOXIC, TOXIC)
+    right.barh(rows, step["margin"], color=colours, height=0.6)
+    right.axvline(0, color="0.4", lw=1)
+    right.set(xlabel="margin (standard deviations)")
+    return figure
+
+
+def strengths(table: pd.DataFrame) -> Figure:
+    """Mean margin and divergence from the reference of generated tokens, against beta.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns beta, margin (mean of the drawn tokens) and divergence (mean KL, nats a token).
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    left.plot(table["beta"], table["margin"], color=NONTOXIC, marker="o")
+    left.set(xlabel="beta", ylabel="mean margin of the drawn tokens")
+    left.axhline(0, color="0.4", lw=1)
+    right.plot(table["beta"], table["divergence"], color=TOXIC, marker="s", ls="--")
+    right.set(xlabel="beta", ylabel="KL to the reference (nats a token)", ylim=(0, None))
+    return figure
+
+
+def trade_off(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity") -> Figure:
+    """Toxicity against perplexity, a curve a method with beta along it.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        Rows of results.csv: method, beta, perplexity and `toxicity`, each with `_low` and
+        `_high`, the ends of its 95% interval.
+    toxicity : str
+        The metric on the vertical axis.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.8))
+    plain = results[results["method"] == "plain"]
+    methods = [m for m in dict.fromkeys(results["method"]) if m != "plain"]
+    for i, method in enumerate(methods):
+        rows = results[results["method"] == method].sort_values("beta")
+        _points(axes, rows, toxicity, SERIES[i], MARKERS[i], LINES[i], method)
+        path = pd.concat([plain, rows])
+        axes.plot(path["perplexity"], path[toxicity], color=SERIES[i], ls=LINES[i], lw=1.2)
+        for _, row in rows.iterrows():
+            axes.annotate(
+                f"{row['beta']:g}", (row["perplexity"], row[toxicity]), xytext=(5, 5),
+                textcoords="offset points", fontsize="small", color=SERIES[i],
+            )  # fmt: skip
+    _points(axes, plain, toxicity, "0.15", "*", "-", "plain sampling")
+    axes.set(xlabel="perplexity of the text under the judging model")
+    axes.set(ylabel=toxicity.replace("_", " "), ylim=(0, None))
+    axes.legend(title="numbers at the points: beta", loc="upper right", fontsize="small")
+    return figure
+
+
+def _points(
+    axes: plt.Axes,
+    rows: pd.DataFrame,
+    toxicity: str,
+    colour: str,
+    marker: str,
+    line: str,
+    label: str,
+) -> None:
+    """Points with their 95% intervals in both directions."""
+    spread = [
+        [rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
+        for name in ("perplexity", toxicity)
+    ]
+    axes.errorbar(
+        rows["perplexity"], rows[toxicity], xerr=spread[0], yerr=spread[1], color=colour, ls="",
+        elinewidth=0.8, alpha=0.35,
+    )  # fmt: skip
+    axes.plot(
+        rows["perplexity"], rows[toxicity], color=colour, marker=marker, ls="", label=label,
+        ms=11 if marker == "*" else 6,
+    )  # fmt: skip

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib.assets import AssetError
-from sasa_lib.models import text_config
+from sasa_lib.assets import atomic_file
+from sasa_lib.models import fingerprint, text_config
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ def generate(
     folder: str | Path,
     method: str,
     custom_generate: Callable | None = None,
-    details: dict | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Generate continuations of every prompt, resuming whatever is already there.
@@ -72,9 +73,8 @@ def generate(
     method : str
         Name in the results, such as "plain" or "sasa".
     custom_generate : callable, optional
-        Such as `SASA`; None is plain sampling.
-    details : dict, optional
-        What sets this run apart, such as beta and the boundary's fingerprint.
+        Such as `SASA`; None is plain sampling. What it says of itself by a method `describe`
+        belongs to the run's parameters, and so does the source code of its module.
     progress : bool
 
     Returns
@@ -89,32 +89,32 @@ def generate(
         No prompts, or a prompt that leaves no room in the model's context.
     """
     check_prompts(model, tokenizer, prompts, sampling.max_new_tokens)
+    described = custom_generate.describe() if hasattr(custom_generate, "describe") else {}
     manifest = {
         "model": model.name_or_path,
-        "dtype": str(model.dtype),
+        "model_fingerprint": fingerprint(model),
         "method": method,
-        "details": details or {},
+        "parameters": described,
         "sampling": asdict(sampling),
+        "code": _source(custom_generate),
+        "versions": {name: version(name) for name in ("sasa-lib", "torch", "transformers")},
     }
     text = json.dumps(manifest, indent=1, sort_keys=True)
     run = Path(folder) / f"{method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "manifest.json").write_text(text)
-        shards = []
-        bar = tqdm(prompts, desc=f"{method} {_short(details)}", unit="prompt", disable=not progress)
-        for prompt_id, prompt in enumerate(bar):
-            shard = run / f"{hashlib.sha256(prompt.encode()).hexdigest()[:16]}.parquet"
-            if not shard.exists():
-                rows = _continuations(model, tokenizer, prompt, sampling, custom_generate)
-                temporary = shard.with_suffix(".tmp")
+    with atomic_file(run / "manifest.json") as temporary:
+        temporary.write_text(text)
+    shards = []
+    label = f"{method} {described.get('beta', '')}".strip()
+    bar = tqdm(prompts, desc=label, unit="prompt", disable=not progress)
+    for prompt_id, prompt in enumerate(bar):
+        shard = run / f"{hashlib.sha256(prompt.encode()).hexdigest()[:16]}.parquet"
+        if not shard.exists():
+            rows = _continuations(model, tokenizer, prompt, sampling, custom_generate)
+            with atomic_file(shard) as temporary:
                 rows.to_parquet(temporary)
-                temporary.replace(shard)
-            rows = pd.read_parquet(shard)
-            rows.insert(0, "prompt_id", prompt_id)
-            shards.append(rows)
-    except OSError as error:
-        raise AssetError(f"cannot write the run {run}: {error.strerror or error}") from error
+        rows = pd.read_parquet(shard)
+        rows.insert(0, "prompt_id", prompt_id)
+        shards.append(rows)
     return pd.concat(shards, ignore_index=True)
 
 
@@ -176,5 +176,9 @@ def _length(ids: list[int], eos: int | None) -> int:
     return ids.index(eos) + 1 if eos in ids else len(ids)
 
 
-def _short(details: dict | None) -> str:
-    return " ".join(f"{k}={v}" for k, v in (details or {}).items() if isinstance(v, int | float))
+def _source(custom_generate: Callable | None) -> str | None:
+    """SHA-256 of the module that decodes: results of other code are another run."""
+    module = inspect.getmodule(type(custom_generate))
+    if custom_generate is None or module is None:
+        return None
+    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -102,6 +103,22 @@ def load_scorer(
     if name == "profanity-check":
         return _profanity_check()
     return minilm_scorer(fetch("minilm"), MINILM_HEAD, device=device, batch_size=batch_size)
+
+
+def mask_text(text: str, threshold: float = 0.5) -> str:
+    """Mask the offensive words of a text, for showing it: all of their letters but the first.
+
+    A word is offensive if "profanity-check" gives it by itself more than `threshold`. That masks
+    some innocent words and no insult made of innocent ones: it spares the eye, it judges nothing.
+    """
+    words = sorted(set(re.findall(r"[^\W\d_]{2,}", text)))
+    scores = load_scorer("profanity-check")(words)
+    masked = {word for word, score in zip(words, scores, strict=True) if score > threshold}
+    return re.sub(
+        r"[^\W\d_]{2,}",
+        lambda match: match[0][0] + "*" * (len(match[0]) - 1) if match[0] in masked else match[0],
+        text,
+    )
 
 
 def minilm_scorer(

@@ -56,7 +56,7 @@ def random_boundary(model: transformers.PreTrainedModel, layer: int, seed: int =
     normal = generator.normal(size=32)
     normal = (normal / np.linalg.norm(normal)).astype(np.float32)
     midpoint = generator.normal(size=32).astype(np.float32)
-    return Boundary(normal, midpoint, 2.0, layer, "last", model.name_or_path)
+    return Boundary(normal, midpoint, 2.0, 1.0, layer, "last", model.name_or_path)
 
 
 def left_padded_prompts() -> dict[str, torch.Tensor]:
@@ -259,7 +259,7 @@ def test_what_sasa_cannot_do_is_refused_in_one_sentence():
     ids = torch.tensor([[5, 9]])
     with pytest.raises(ValueError, match="search beams"):
         llama.generate(ids, custom_generate=sasa, num_beams=2, max_new_tokens=2)
-    with pytest.raises(ValueError, match="fitted on 'llama'.*'gpt2'"):
+    with pytest.raises(ValueError, match=r"fitted on 'llama'.*'gpt2'"):
         tiny_model("gpt2").generate(ids, custom_generate=sasa, max_new_tokens=2)
     bloom = transformers.BloomForCausalLM(
         transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)

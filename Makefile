@@ -1,0 +1,65 @@
+# `make run` and `make test` set everything up and do everything; see README.md.
+# A notebook runs again only if it, the library, its parameters or a notebook before it changed.
+
+PROFILE ?= laptop
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+RUN := runs/$(PROFILE)
+LIBRARY := $(wildcard sasa_lib/*.py data/*.jsonl data/*.safetensors)
+NAMES := 01_embeddings 02_subspaces 03_boundary 04_generation 05_evaluation
+EXECUTED := $(NAMES:%=$(RUN)/%.ipynb)
+
+.DELETE_ON_ERROR:
+.PHONY: run test lint unit lab setup lock figures clean FORCE
+
+run: $(EXECUTED)
+	@$(BIN)/python scripts/notebooks.py report --profile $(PROFILE)
+
+$(RUN)/%.ipynb: notebooks/%.ipynb $(RUN)/parameters/%.json $(LIBRARY) scripts/notebooks.py
+	@$(BIN)/python scripts/notebooks.py execute $* --profile $(PROFILE)
+
+$(RUN)/02_subspaces.ipynb: $(RUN)/01_embeddings.ipynb
+$(RUN)/03_boundary.ipynb: $(RUN)/02_subspaces.ipynb
+$(RUN)/04_generation.ipynb: $(RUN)/03_boundary.ipynb
+$(RUN)/05_evaluation.ipynb: $(RUN)/04_generation.ipynb
+
+# Rewrites a notebook's parameters only where they differ, and refuses unknown ones.
+$(NAMES:%=$(RUN)/parameters/%.json) &: FORCE | $(READY)
+	@$(BIN)/python scripts/notebooks.py parameters --profile $(PROFILE) $(MAKEOVERRIDES)
+FORCE:
+
+test: lint unit
+	@$(MAKE) --no-print-directory run PROFILE=smoke
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+unit: $(READY)
+	$(BIN)/python -m pytest
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Resolve the requirements of pyproject.toml anew into requirements.txt and the pip section of environment.yml.
+lock:
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks,test]'
+	$(BIN)/python scripts/lock.py
+
+# The figures that the README shows, from the latest `make run`.
+figures:
+	cp $(RUN)/figures/trade_off.png figures/
+
+clean:
+	rm -rf $(RUN)

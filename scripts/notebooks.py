@@ -1,0 +1,157 @@
+"""Run the notebooks with papermill; the Makefile calls this.
+
+    python scripts/notebooks.py parameters --profile smoke BETA=0,1 MODEL=gpt2-large
+    python scripts/notebooks.py execute 03_boundary --profile smoke
+    python scripts/notebooks.py report --profile smoke
+
+`parameters` settles the parameters of every notebook (its defaults, then the profile's, then those
+of the command line) and refuses unknown ones; `execute` runs one notebook with them; `report`
+prints the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import papermill
+import yaml
+from nbconvert import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from traitlets.config import Config
+
+PROJECT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = PROJECT / "notebooks"
+PROFILES = NOTEBOOKS / "profiles"
+NOT_PARAMETERS = ("PROFILE", "PYTHON")  # the Makefile's own variables
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and do what it says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("parameters", "execute", "report"):
+        command = commands.add_parser(name)
+        if name == "execute":
+            command.add_argument("notebook", choices=names())
+        command.add_argument("--profile", default="laptop")
+        if name == "parameters":
+            command.add_argument("overrides", nargs="*", metavar="NAME=value")
+    options = parser.parse_args(arguments)
+    if options.command == "parameters":
+        settle_parameters(options.profile, options.overrides)
+    elif options.command == "execute":
+        execute(options.notebook, options.profile)
+    else:
+        report(options.profile)
+
+
+def names() -> list[str]:
+    """Names of the numbered notebooks, in reading order."""
+    return [path.stem for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
+
+
+def defaults(notebook: str) -> dict[str, Any]:
+    """Parameters that a notebook declares in its cell tagged `parameters`, with their defaults."""
+    declared = papermill.inspect_notebook(str(NOTEBOOKS / f"{notebook}.ipynb"))
+    return {name: yaml.safe_load(p["default"]) for name, p in declared.items()}
+
+
+def settle_parameters(profile: str, overrides: list[str]) -> None:
+    """Write runs/<profile>/parameters/<notebook>.json, each only where it changes."""
+    known_profiles = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    if profile not in known_profiles:
+        sys.exit(f"unknown profile {profile!r}; known are {', '.join(known_profiles)}")
+    declared = {notebook: defaults(notebook) for notebook in names()}
+    known = {name: value for values in declared.values() for name, value in values.items()}
+    settings = yaml.safe_load((PROFILES / f"{profile}.yaml").read_text()) or {}
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    for name in NOT_PARAMETERS:
+        given.pop(name, None)
+    for name in [*settings, *map(str.lower, given)]:
+        if name not in known or name == "run":
+            parameters = ", ".join(sorted(set(known) - {"run"})).upper()
+            sys.exit(f"unknown parameter {name.upper()!r}; known are {parameters}")
+    for name, text in given.items():
+        settings[name.lower()] = _value(name, text, known[name.lower()])
+    folder = PROJECT / "runs" / profile / "parameters"
+    folder.mkdir(parents=True, exist_ok=True)
+    for notebook, values in declared.items():
+        chosen = {name: settings.get(name, default) for name, default in values.items()}
+        # Relative to the notebook, so that an executed copy names no folder of this machine.
+        chosen["run"] = f"../runs/{profile}"
+        text = json.dumps(chosen, indent=1)
+        path = folder / f"{notebook}.json"
+        if not path.is_file() or path.read_text() != text:
+            _write(path, text)
+
+
+def execute(notebook: str, profile: str) -> None:
+    """Execute one notebook and write the executed copy and its HTML to runs/<profile>/."""
+    run = PROJECT / "runs" / profile
+    parameters = json.loads((run / "parameters" / f"{notebook}.json").read_text())
+    partial = run / f"{notebook}.unfinished.ipynb"
+    print(f"\n== {notebook} ({profile})", file=sys.stderr, flush=True)
+    try:
+        papermill.execute_notebook(
+            str(NOTEBOOKS / f"{notebook}.ipynb"),
+            str(partial),
+            parameters,
+            cwd=str(NOTEBOOKS),
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
+    except papermill.PapermillExecutionError as error:
+        shown = partial.relative_to(PROJECT)
+        sys.exit(f"{notebook} stopped: {error.ename}: {error.evalue} (see {shown})")
+    settings = Config({"HTMLExporter": {"preprocessors": [CoalesceStreamsPreprocessor]}})
+    html, _ = HTMLExporter(config=settings).from_filename(str(partial))
+    _write(run / f"{notebook}.html", html)
+    partial.replace(run / f"{notebook}.ipynb")
+
+
+def report(profile: str) -> None:
+    """Print the result table and where everything lies."""
+    run = Path("runs") / profile
+    results = pd.read_csv(PROJECT / run / "results.csv")
+    columns = ["model", "prompts", "method", "beta", "expected_max_toxicity", "toxic_rate"]
+    columns += ["perplexity", "dist_2", "tokens_per_second"]
+    print(f"\n{results[columns].round(3).to_string(index=False)}\n")
+    print(f"All columns, with 95% intervals:  {run}/results.csv")
+    print(f"Executed notebooks:               {run}/*.ipynb")
+    print(f"The same to read in a browser:    {run}/*.html")
+    print(f"Figures:                          {run}/figures/")
+
+
+def _value(name: str, text: str, default: Any) -> Any:
+    """Parse NAME=text as what the notebook's default is."""
+    if isinstance(default, list):
+        parts = [part for part in text.strip("[] ").split(",") if part.strip()]
+        return [_value(name, part.strip(), default[0]) for part in parts]
+    if isinstance(default, str) or default is None:
+        # A file is named from where the command is given, not from the notebooks' folder.
+        return os.path.abspath(text) if name.lower().endswith("_path") and text else text
+    value = yaml.safe_load(text)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default):
+        sys.exit(
+            f"{name} must be of type {type(default).__name__}, such as {default}; got {text!r}"
+        )
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main()
