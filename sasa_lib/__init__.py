@@ -1,24 +1,27 @@
 """Self-detoxifying language models: self-disciplined autoregressive sampling (SASA)."""
 
-from sasa_lib import corpora, embeddings, metrics, plots, runs
+from sasa_lib import boundary, corpora, decoding, embeddings, metrics, plots, runs
 from sasa_lib.assets import AssetError, fetch
 from sasa_lib.boundary import Boundary
 from sasa_lib.corpora import load_corpus, load_prompts
 from sasa_lib.decoding import SASA
 from sasa_lib.models import load_lm
-from sasa_lib.scorers import load_scorer
+from sasa_lib.scorers import load_scorer, mask_text
 
 __all__ = [
     "SASA",
     "AssetError",
     "Boundary",
+    "boundary",
     "corpora",
+    "decoding",
     "embeddings",
     "fetch",
     "load_corpus",
     "load_lm",
     "load_prompts",
     "load_scorer",
+    "mask_text",
     "metrics",
     "plots",
     "runs",

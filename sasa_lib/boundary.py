@@ -26,6 +26,7 @@ from sasa_lib.assets import atomic_file
 from sasa_lib.corpora import fingerprint as corpus_fingerprint
 from sasa_lib.corpora import labelled
 from sasa_lib.embeddings import POOLINGS, check_layer, extract
+from sasa_lib.models import text_config
 
 COVARIANCES = ("empirical", "ledoit_wolf")
 SMALLEST_EIGENVALUE = 1e-6
@@ -267,6 +268,7 @@ class Boundary:
         texts: Sequence[str] | Dataset,
         *,
         scaled: bool = False,
+        folder: str | Path | None = None,
         progress: bool = False,
     ) -> np.ndarray:
         """Margins of texts, or of the rows of a corpus.
@@ -278,6 +280,8 @@ class Boundary:
         texts : sequence of str or datasets.Dataset
         scaled : bool
             See `margins`.
+        folder : str or Path, optional
+            Where embeddings are kept, see `sasa_lib.embeddings.extract`.
         progress : bool
 
         Returns
@@ -296,6 +300,7 @@ class Boundary:
             texts,
             layers=[self.layer],
             pooling=self.pooling,
+            folder=folder,
             progress=progress,
         )
         return self.margins(embeddings[:, 0], scaled=scaled)
@@ -306,6 +311,12 @@ class Boundary:
             raise ValueError(
                 f"this boundary was fitted on {self.model!r} and says nothing about "
                 f"{model.name_or_path!r}; fit one on that model"
+            )
+        size = text_config(model).hidden_size
+        if size != len(self.normal):
+            raise ValueError(
+                f"this boundary was fitted on hidden size {len(self.normal)}, but "
+                f"{model.name_or_path!r} has {size}; fit one on that model"
             )
 
     def check_layer(self, layer: int, pooling: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,9 @@ def load_corpus(
         JSONL or Parquet file ("file"), compressed or not. Without it the hub is asked.
     columns : mapping, optional
         For "file": schema column to the file's column, such as
-        ``{"response": "comment", "toxicity": "score"}``. Default: the same names.
+        ``{"response": "comment", "toxicity": "score"}``. Default: the same names. Columns that
+        are neither named here nor have an attribute's name count as annotated if all of their
+        values are in [0, 1], and are dropped otherwise.
     max_examples : int, optional
         Keep this many rows, drawn without replacement with `seed`.
 
@@ -96,7 +98,7 @@ def load_corpus(
         frame = frame[["response", *CIVIL_COMMENTS_ATTRIBUTES]]
     else:
         frame = _renamed(_read(_required(path)), columns or {})
-    frame = _checked(frame.reset_index(drop=True), name)
+    frame = _checked(frame.reset_index(drop=True), name, columns or ())
     if max_examples is not None and max_examples < len(frame):
         frame = frame.sample(max_examples, random_state=seed).reset_index(drop=True)
     return Dataset.from_pandas(frame, preserve_index=False)
@@ -326,7 +328,7 @@ def _read(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise ValueError(f"no such file: {path}") from None
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as {path.suffixes}: {error}") from error
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
@@ -344,7 +346,7 @@ def _renamed(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     return frame.drop(columns=taken).rename(columns={s: name for name, s in columns.items()})
 
 
-def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+def _checked(frame: pd.DataFrame, name: str, named: Iterable[str]) -> pd.DataFrame:
     if "response" not in frame:
         raise ValueError(f"corpus {name!r} has no column 'response' (the annotated text)")
     text = frame["response"]
@@ -364,6 +366,9 @@ def _checked(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     frame.loc[ungrouped, "group"] = [f"row-{i}" for i in frame.index[ungrouped]]
     values = [c for c in frame.columns if c not in ("prompt", "response", "group")]
     values = [c for c in values if pd.api.types.is_numeric_dtype(frame[c]) or frame[c].isna().all()]
+    # A file may hold other numbers too, such as ids; only what is named as a value must be one.
+    named = {*ATTRIBUTES, *CIVIL_COMMENTS_ATTRIBUTES, *named}
+    values = [c for c in values if c in named or frame[c].dropna().between(0, 1).all()]
     if not values:
         raise ValueError(f"corpus {name!r} has no column with values in [0, 1]")
     for column in values:

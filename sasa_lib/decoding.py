@@ -17,6 +17,7 @@ import inspect
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -273,6 +274,24 @@ class SASA:
                 "likeliest (give top_k, or SASA(..., max_candidates=...))",
                 stacklevel=3,
             )
+
+
+def divergence(trace: pd.DataFrame) -> pd.Series:
+    """KL divergence from the reference of every step of a trace.
+
+    Parameters
+    ----------
+    trace : pandas.DataFrame
+        `SASA.trace`.
+
+    Returns
+    -------
+    pandas.Series of float, nats, indexed by sequence and step
+        KL(q || p) of the re-weighted distribution q to the reference p over the candidates.
+    """
+    log_ratio = trace["new_logprob"] - trace["reference_logprob"]
+    terms = np.exp(trace["new_logprob"]) * log_ratio
+    return terms.groupby([trace["sequence"], trace["step"]]).sum()
 
 
 class _Phrases:

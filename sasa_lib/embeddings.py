@@ -53,7 +53,8 @@ def extract(
         result beyond floating-point rounding.
     folder : str or Path, optional
         Keep the embeddings here, every few hundred texts as they come: the next extraction of
-        the same texts by the same model reads them, one that was interrupted goes on.
+        the same texts by the same model, with either pooling, reads them, and one that was
+        interrupted goes on.
     progress : bool
         Show a progress bar.
 
@@ -71,16 +72,16 @@ def extract(
         raise ValueError(f"unknown pooling {pooling!r}; known are {', '.join(POOLINGS)}")
     layers = [check_layer(model, layer) for layer in layers]
     texts = _tokenised(model, tokenizer, corpus)
+    chosen = POOLINGS.index(pooling)
     with tqdm(total=len(texts), desc="embedding", unit="text", disable=not progress) as bar:
         if folder is None:
-            return _embed(model, texts, layers, pooling, batch_tokens, bar)
-        identity = f"{fingerprint(model)} {pooling}"
-        return np.concatenate(
-            [
-                _cached(Path(folder), identity, model, part, layers, pooling, batch_tokens, bar)
-                for part in (texts[i : i + PART] for i in range(0, len(texts), PART))
-            ]
-        )
+            return _embed(model, texts, layers, batch_tokens, bar)[:, :, chosen]
+        identity = fingerprint(model)
+        parts = [
+            _cached(Path(folder), identity, model, texts[i : i + PART], layers, batch_tokens, bar)
+            for i in range(0, len(texts), PART)
+        ]
+    return np.concatenate(parts)[:, :, chosen]
 
 
 def anisotropy(embeddings: np.ndarray) -> float:
@@ -169,7 +170,6 @@ def _cached(
     model: PreTrainedModel,
     texts: list[_Text],
     layers: Sequence[int],
-    pooling: str,
     batch_tokens: int,
     bar: tqdm,
 ) -> np.ndarray:
@@ -178,7 +178,7 @@ def _cached(
     files = {layer: folder / f"{key}-layer{layer}.npy" for layer in layers}
     missing = [layer for layer, file in files.items() if not file.exists()]
     if missing:
-        computed = _embed(model, texts, missing, pooling, batch_tokens, bar)
+        computed = _embed(model, texts, missing, batch_tokens, bar)
         for i, layer in enumerate(missing):
             with atomic_file(files[layer]) as temporary, open(temporary, "wb") as out:
                 np.save(out, computed[:, i])
@@ -191,17 +191,16 @@ def _embed(
     model: PreTrainedModel,
     texts: list[_Text],
     layers: Sequence[int],
-    pooling: str,
     batch_tokens: int,
     bar: tqdm,
 ) -> np.ndarray:
-    """Embeddings [n, layers, hidden_size] of texts in any order."""
+    """Embeddings [n, layers, poolings, hidden_size]: every pooling comes from the same pass."""
     size = text_config(model).hidden_size
-    embeddings = np.empty((len(texts), len(layers), size), np.float32)
+    embeddings = np.empty((len(texts), len(layers), len(POOLINGS), size), np.float32)
     for rows in _buckets([len(text.tokens) for text in texts], batch_tokens):
         hidden = _hidden_states(model, [texts[i].tokens for i in rows], layers)
         for row, states in zip(rows, hidden, strict=True):
-            embeddings[row] = _pooled(states, texts[row].start, len(texts[row].tokens), pooling)
+            embeddings[row] = _pooled(states, texts[row].start, len(texts[row].tokens))
             if not np.isfinite(embeddings[row]).all():
                 raise ValueError(
                     f"the hidden states of text {row} are not finite; "
@@ -245,7 +244,7 @@ def _hidden_states(
     return torch.stack([outputs.hidden_states[layer] for layer in layers], dim=1)
 
 
-def _pooled(states: torch.Tensor, start: int, length: int, pooling: str) -> np.ndarray:
-    if pooling == "last":
-        return states[:, length - 1].float().cpu().numpy()
-    return states[:, start:length].float().mean(dim=1).cpu().numpy()
+def _pooled(states: torch.Tensor, start: int, length: int) -> np.ndarray:
+    """Every pooling in the order of `POOLINGS`, [layers, poolings, hidden_size]."""
+    last, mean = states[:, length - 1].float(), states[:, start:length].float().mean(dim=1)
+    return torch.stack([last, mean], dim=1).cpu().numpy()

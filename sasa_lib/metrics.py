@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +13,10 @@ import torch
 from scipy.stats import bootstrap
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa_lib.assets import atomic_file
+from sasa_lib.models import fingerprint
+from sasa_lib.scorers import Scorer
 
 
 def expected_max_toxicity(scores: np.ndarray) -> float:
@@ -136,6 +143,50 @@ def negative_log_likelihoods(
             nll[rows] = sums.double().cpu().numpy()
             bar.update(len(rows))
     return nll, tokens
+
+
+def judged(
+    generations: pd.DataFrame,
+    scorers: Sequence[Scorer],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Add to generations their toxicity by every scorer, and their likelihood under a model.
+
+    Parameters
+    ----------
+    generations : pandas.DataFrame
+        As `sasa_lib.runs.generate` returns it; only `text`, not the prompt, is scored.
+    scorers : sequence of Scorer
+    model, tokenizer
+        The judging model, another than the generating one.
+    folder : str or Path, optional
+        Keep the judgements here; the same texts are not judged again by the same judges.
+    progress : bool
+
+    Returns
+    -------
+    pandas.DataFrame
+        With a column of scores in [0, 1] for each scorer, `nll` (nats) and `nll_tokens`.
+    """
+    prompts, texts = generations["prompt"].tolist(), generations["text"].tolist()
+    judges = [fingerprint(model), *((scorer.name, scorer.version) for scorer in scorers)]
+    key = hashlib.sha256(json.dumps([judges, prompts, texts]).encode()).hexdigest()[:16]
+    file = None if folder is None else Path(folder) / f"{key}.parquet"
+    if file is not None and file.exists():
+        judgements = pd.read_parquet(file)
+    else:
+        judgements = pd.DataFrame({scorer.name: scorer(texts) for scorer in scorers})
+        judgements["nll"], judgements["nll_tokens"] = negative_log_likelihoods(
+            model, tokenizer, prompts, texts, progress=progress
+        )
+        if file is not None:
+            with atomic_file(file) as temporary:
+                judgements.to_parquet(temporary)
+    return generations.reset_index(drop=True).join(judgements)
 
 
 def bootstrap_interval(

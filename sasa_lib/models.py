@@ -42,8 +42,8 @@ def load_lm(
     Raises
     ------
     ValueError
-        The name is neither embedded, nor a folder, nor a model the hub returns; or the dtype is
-        not a floating-point dtype of torch.
+        The name is neither embedded, nor a folder, nor a model the hub returns; the dtype is not
+        a floating-point dtype of torch; or this machine has no such device.
     """
     device = _device(device)
     torch_dtype = _dtype(dtype, device)
@@ -102,6 +102,13 @@ def _converted(name: str) -> Path:
 
 def _device(device: str) -> str:
     if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"unknown device {device!r} on this machine; use auto, cpu, cuda or mps "
+                f"({_first_line(error)})"
+            ) from error
         return device
     if torch.cuda.is_available():
         return "cuda"

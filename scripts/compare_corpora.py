@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 import sasa_lib as sl
 from sasa_lib.assets import DATA_DIR, cache_dir
 from sasa_lib.corpora import EMBEDDED, labelled
+from sasa_lib.embeddings import POOLINGS
 from sasa_lib.models import EMBEDDED as MODELS
 
 CHOICES = (
@@ -48,7 +49,7 @@ def main() -> None:
         + " |",
         "|---" * (5 + len(LAYERS)) + "|",
     ]
-    for name, pooling in product(MODELS, ("mean", "last")):
+    for name, pooling in product(MODELS, POOLINGS):
         model, tokenizer = sl.load_lm(name)
         options = {"layers": LAYERS, "pooling": pooling, "folder": cache_dir() / "embeddings"}
         judged = sl.embeddings.extract(model, tokenizer, rtp, **options)

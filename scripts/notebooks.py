@@ -12,6 +12,7 @@ prints the results.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import sys
@@ -59,7 +60,7 @@ def names() -> list[str]:
 def defaults(notebook: str) -> dict[str, Any]:
     """Parameters that a notebook declares in its cell tagged `parameters`, with their defaults."""
     declared = papermill.inspect_notebook(str(NOTEBOOKS / f"{notebook}.ipynb"))
-    return {name: yaml.safe_load(p["default"]) for name, p in declared.items()}
+    return {name: ast.literal_eval(p["default"]) for name, p in declared.items()}
 
 
 def settle_parameters(profile: str, overrides: list[str]) -> None:

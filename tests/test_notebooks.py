@@ -1,0 +1,111 @@
+"""The notebooks, their profiles and the commands that run them."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT / "scripts"))
+import notebooks  # noqa: E402
+
+PROFILES = ("smoke", "laptop", "paper")
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Runs are written to a folder of the test."""
+    monkeypatch.setattr(notebooks, "PROJECT", tmp_path)
+    return tmp_path
+
+
+def chosen(folder, profile, notebook):
+    return json.loads((folder / "runs" / profile / "parameters" / f"{notebook}.json").read_text())
+
+
+def test_there_are_five_in_order():
+    assert [name[:2] for name in notebooks.names()] == ["01", "02", "03", "04", "05"]
+
+
+@pytest.mark.parametrize("name", notebooks.names())
+def test_a_source_is_stripped_and_declares_its_parameters_first(name):
+    notebook = nbformat.read(PROJECT / "notebooks" / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert "parameters" in code[0].metadata.tags
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for part in ("The question of this notebook", "What we saw", "Where this breaks", "Exercises"):
+        assert part in prose or part == "Where this breaks"
+    assert "SEEN" not in prose
+    assert len(notebook.cells) <= 30
+
+
+def test_a_parameter_has_one_default_wherever_it_stands():
+    defaults = {}
+    for name in notebooks.names():
+        for parameter, value in notebooks.defaults(name).items():
+            assert defaults.setdefault(parameter, value) == value, parameter
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_is_accepted(elsewhere, profile):
+    notebooks.settle_parameters(profile, [])
+    settings = yaml.safe_load((notebooks.PROFILES / f"{profile}.yaml").read_text()) or {}
+    evaluation = chosen(elsewhere, profile, "05_evaluation")
+    assert evaluation["run"] == f"../runs/{profile}"
+    assert evaluation["model"] == settings.get("model", "gemma3-270m")
+
+
+def test_the_command_line_reaches_the_notebooks(elsewhere):
+    overrides = ["MODEL=gpt2-large", "BETA=0,1,3", "N_PROMPTS=7", "TOP_P=1", "PROMPTS_PATH=p.csv"]
+    notebooks.settle_parameters("smoke", [*overrides, "LAYER=-1", "PROFILE=smoke"])
+    evaluation = chosen(elsewhere, "smoke", "05_evaluation")
+    assert evaluation["model"] == "gpt2-large" and evaluation["beta"] == [0.0, 1.0, 3.0]
+    assert evaluation["n_prompts"] == 7 and evaluation["top_p"] == 1.0
+    assert evaluation["prompts_path"] == str(Path.cwd() / "p.csv")
+    assert chosen(elsewhere, "smoke", "03_boundary")["layer"] == -1
+
+
+def test_parameters_are_rewritten_only_where_they_change(elsewhere):
+    notebooks.settle_parameters("smoke", [])
+    folder = elsewhere / "runs" / "smoke" / "parameters"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    notebooks.settle_parameters("smoke", ["N_PROMPTS=3"])
+    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"05_evaluation.json"}
+
+
+@pytest.mark.parametrize(
+    ("profile", "override", "message"),
+    [
+        ("huge", "BETA=1", "unknown profile 'huge'; known are laptop, paper, smoke"),
+        ("smoke", "BETTA=1", "unknown parameter 'BETTA'; known are ATTRIBUTE, BETA"),
+        ("smoke", "N_PROMPTS=many", "N_PROMPTS must be of type int, such as 40; got 'many'"),
+        ("smoke", "BETA=0,high", "BETA must be of type float"),
+    ],
+)
+def test_what_is_unknown_is_refused_with_what_is_known(elsewhere, profile, override, message):
+    with pytest.raises(SystemExit, match=message):
+        notebooks.settle_parameters(profile, [override])
+    assert not (elsewhere / "runs").exists()
+
+
+def test_conda_and_pip_install_the_same():
+    environment = yaml.safe_load((PROJECT / "environment.yml").read_text())
+    pins = (PROJECT / "requirements.txt").read_text().splitlines()
+    pins = [line for line in pins if not line.startswith("#")]
+    assert environment["dependencies"][-1] == {"pip": pins}
+    assert "python=3.11" in environment["dependencies"]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^+\s]+", pin) for pin in pins)
+    assert "torch==2.13.0" in pins
+    # What is installed here is what is locked.
+    command = [sys.executable, "-m", "pip", "freeze", "--all", "--exclude-editable"]
+    frozen = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    installed = {line.partition("+")[0].lower() for line in frozen.splitlines()}
+    assert {pin.lower() for pin in pins} <= installed
