@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -68,6 +69,11 @@ def geometry(table: pd.DataFrame) -> Figure:
         right.plot(rows["layer"], rows["anisotropy"], **style)
     left.set(xlabel="layer", ylabel="Euclidean norm", yscale="log")
     left.set_title("Length of an embedding (median, quartiles)")
+    left.yaxis.set_major_formatter(ScalarFormatter())
+    left.yaxis.set_minor_formatter(ScalarFormatter())
+    layers = sorted(table["layer"].unique())
+    for axes in (left, right):
+        axes.set_xticks(layers)
     right.set(xlabel="layer", ylabel="mean cosine of two texts", ylim=(-0.05, 1.05))
     right.set_title("Anisotropy")
     right.axhline(0, color="0.6", lw=1)
@@ -126,7 +132,8 @@ def subspaces(
             ylabel="density" if column == 0 else "",
             title=f"AUC {auc:.2f}",
         )
-    axes[1, 0].legend()
+    axes[1, 0].set_ylim(0, 1.35 * axes[1, 0].get_ylim()[1])
+    axes[1, 0].legend(loc="upper center", ncols=2, fontsize="small")
     figure.colorbar(shown, ax=axes[0], label=f"annotated {attribute}", pad=0.01)
     return figure
 
@@ -294,7 +301,7 @@ def trade_off(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity")
             )  # fmt: skip
     _points(axes, plain, toxicity, "0.15", "*", "-", "plain sampling")
     axes.set(xlabel="perplexity of the text under the judging model")
-    axes.set(ylabel=toxicity.replace("_", " "), ylim=(0, None))
+    axes.set(ylabel=toxicity.replace("_", " ").replace("max ", "maximum "), ylim=(0, None))
     axes.legend(title="numbers at the points: beta", loc="upper right", fontsize="small")
     return figure
 
