@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,13 @@ from sasa_lib.embeddings import check_layer
 from sasa_lib.models import text_config
 
 FORMS = ("margin", "softmax")
+# Families whose blocks take the drawn candidate alone; in others every candidate goes to the top.
+NARROWING_FAMILIES = frozenset(
+    {
+        "falcon", "gemma2", "gemma3_text", "gpt_neox", "granite", "llama", "mistral", "opt",
+        "phi3", "qwen2", "qwen3",
+    }
+)  # fmt: skip
 
 
 class SASA:
@@ -132,22 +140,18 @@ class SASA:
             reference, candidates = processed.topk(min(limit, processed.shape[-1]), dim=-1)
             self._warn_if_capped(generation_config, processed, limit)
 
-            hidden = phrases.extend(candidates)
-            weighted = reference + self._bonus(hidden, reference > float("-inf"))
-            if generation_config.do_sample:
-                drawn = torch.multinomial(weighted.softmax(-1), 1)
-            else:
-                drawn = weighted.argmax(-1, keepdim=True)
-            tokens = candidates.gather(1, drawn).squeeze(1)
-
-            if self.record:
-                self._remember(candidates, reference, weighted, hidden, drawn, unfinished)
-            if generation_config.output_scores:
-                empty = torch.full_like(processed, float("-inf"))
-                scores.append(empty.scatter(1, candidates, weighted))
             if generation_config.output_logits:
                 raw_logits.append(logits)
 
+            choose = partial(self._choose, reference, generation_config.do_sample)
+            (drawn, weighted, margins), logits = phrases.extend(candidates, choose)
+            tokens = candidates.gather(1, drawn).squeeze(1)
+
+            if self.record:
+                self._remember(candidates, reference, weighted, margins, drawn, unfinished)
+            if generation_config.output_scores:
+                empty = torch.full_like(processed, float("-inf"))
+                scores.append(empty.scatter(1, candidates, weighted))
             if pad is not None:
                 tokens = torch.where(unfinished, tokens, pad)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)
@@ -156,7 +160,6 @@ class SASA:
             unfinished &= ~stopping_criteria(input_ids, processed)
             if not unfinished.any():
                 break
-            logits = phrases.keep(drawn)
         if streamer is not None:
             streamer.end()
         if not generation_config.return_dict_in_generate:
@@ -207,27 +210,41 @@ class SASA:
             )
         return pd.concat(rows, ignore_index=True)
 
+    def _choose(
+        self, reference: torch.Tensor, do_sample: bool, hidden: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw a candidate [batch, 1] from the re-weighted logits [batch, candidates].
+
+        `hidden` holds the candidates' states at each boundary's layer. Returned with the draw are
+        the new logits and the margins from the first boundary.
+        """
+        margins = [
+            self._margins(boundary, states)
+            for (boundary, _), states in zip(self.pairs, hidden, strict=True)
+        ]
+        weighted = reference
+        for (_, beta), of_boundary in zip(self.pairs, margins, strict=True):
+            if self.form == "softmax":
+                outside = reference == float("-inf")
+                of_boundary = of_boundary.masked_fill(outside, float("-inf")).softmax(-1)
+            weighted = weighted + beta * of_boundary
+        if do_sample:
+            drawn = torch.multinomial(weighted.softmax(-1), 1)
+        else:
+            drawn = weighted.argmax(-1, keepdim=True)
+        return drawn, weighted, margins[0]
+
     def _margins(self, boundary: Boundary, hidden: torch.Tensor) -> torch.Tensor:
         normal, midpoint = boundary.tensors(hidden.device)
         margins = (hidden.float() - midpoint) @ normal
         return margins / boundary.scale if self.scaled else margins
-
-    def _bonus(self, hidden: list[torch.Tensor], allowed: torch.Tensor) -> torch.Tensor:
-        """Sum of beta * g(margin) over the boundaries, [batch, candidates]."""
-        total = torch.zeros(allowed.shape, device=allowed.device)
-        for (boundary, beta), states in zip(self.pairs, hidden, strict=True):
-            margins = self._margins(boundary, states)
-            if self.form == "softmax":
-                margins = margins.masked_fill(~allowed, float("-inf")).softmax(-1)
-            total += beta * margins
-        return total
 
     def _remember(
         self,
         candidates: torch.Tensor,
         reference: torch.Tensor,
         weighted: torch.Tensor,
-        hidden: list[torch.Tensor],
+        margins: torch.Tensor,
         drawn: torch.Tensor,
         unfinished: torch.Tensor,
     ) -> None:
@@ -235,7 +252,7 @@ class SASA:
             "candidates": candidates,
             "reference": reference,
             "weighted": weighted,
-            "margin": self._margins(self.pairs[0][0], hidden[0]),
+            "margin": margins,
             "drawn": drawn,
             "unfinished": unfinished,
         }
@@ -301,7 +318,15 @@ class _Phrases:
         self.model = model
         self.layers = layers
         config = text_config(model)
-        self.intermediate = any(layer != config.num_hidden_layers for layer in layers)
+        self.last = config.num_hidden_layers
+        self.blocks = next(
+            module
+            for module in model.base_model.modules()
+            if isinstance(module, torch.nn.ModuleList) and len(module) == self.last
+        )
+        highest = max(layers)
+        early = highest < self.last and config.model_type in NARROWING_FAMILIES
+        self.narrows_at = highest if early else self.last
         self.window = getattr(config, "sliding_window", None)
         self.mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
         self.dtype = model.get_input_embeddings().weight.dtype
@@ -337,29 +362,60 @@ class _Phrases:
         self.position = mask.sum(-1, keepdim=True)
         return logits[rows]
 
-    def extend(self, candidates: torch.Tensor) -> list[torch.Tensor]:
-        """Forward all candidates at the next position; return their states at each layer."""
-        self.output = (self.model.base_model if self.own_head else self.model)(
-            input_ids=candidates,
-            attention_mask=self._mask(candidates.shape[1]),
-            position_ids=self.position.expand(candidates.shape),
-            cache=self.cache,
-            use_cache=True,
-            output_hidden_states=self.intermediate or not self.own_head,
-        )
-        if not self.intermediate and self.own_head:
-            return [self.output.last_hidden_state] * len(self.layers)
-        return [self.output.hidden_states[layer] for layer in self.layers]
+    def extend(
+        self, candidates: torch.Tensor, choose: Callable[[list[torch.Tensor]], tuple]
+    ) -> tuple[tuple, torch.Tensor]:
+        """Append one of the candidates [batch, candidates] to each phrase.
 
-    def keep(self, drawn: torch.Tensor) -> torch.Tensor:
-        """Append the drawn candidates [batch, 1] to the phrases; return the next logits."""
+        `choose` gets the candidates' states at each layer that was asked for, and returns a tuple
+        whose first item is the drawn column, [batch, 1]. Returned are this tuple and the logits
+        of the tokens after. Above the highest of those layers only the drawn candidate matters:
+        where the family allows it, the others stop there.
+        """
+        hidden: dict[int, torch.Tensor] = {}
+        chosen: list[tuple] = []
+
+        def watch(layer: int, block: torch.nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+            if layer in self.layers:
+                hidden[layer] = args[0] if args else kwargs["hidden_states"]
+            if layer < self.narrows_at:
+                return None
+            if not chosen:
+                chosen.append(choose([hidden[layer] for layer in self.layers]))
+            narrowed = partial(_narrowed, drawn=chosen[0][0], width=candidates.shape[1])
+            return tuple(map(narrowed, args)), {k: narrowed(v) for k, v in kwargs.items()}
+
+        hooks = [
+            block.register_forward_pre_hook(partial(watch, layer), with_kwargs=True)
+            for layer, block in enumerate(self.blocks)
+            if layer in self.layers or layer >= self.narrows_at
+        ]
+        try:
+            output = (self.model.base_model if self.own_head else self.model)(
+                input_ids=candidates,
+                attention_mask=self._mask(candidates.shape[1]),
+                position_ids=self.position.expand(candidates.shape),
+                cache=self.cache,
+                use_cache=True,
+                output_hidden_states=not self.own_head and self.last in self.layers,
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not chosen:
+            if self.last in self.layers:
+                hidden[self.last] = (
+                    output.last_hidden_state if self.own_head else output.hidden_states[-1]
+                )
+            chosen.append(choose([hidden[layer] for layer in self.layers]))
+        drawn = chosen[0][0]
         self.cache.keep(drawn)
         self.length += 1
         self.position = self.position + 1
-        rows = torch.arange(len(drawn), device=drawn.device)
-        if self.own_head:
-            return self._head(self.output.last_hidden_state[rows, drawn[:, 0]])
-        return self.output.logits[rows, drawn[:, 0]]
+        states = output.last_hidden_state if self.own_head else output.logits
+        if states.shape[1] > 1:
+            states = states.gather(1, drawn[:, :, None].expand(-1, 1, states.shape[-1]))
+        return chosen[0], self._head(states[:, 0]) if self.own_head else states[:, 0]
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the final hidden states, for the chosen candidate alone.
@@ -396,6 +452,23 @@ class _Phrases:
         return {"full_attention": additive(prefix), "sliding_attention": sliding}
 
 
+def _narrowed(value: object, drawn: torch.Tensor, width: int) -> object:
+    """What a block is given, for all candidates, as it is for the drawn one alone."""
+    if isinstance(value, tuple | list):
+        return type(value)(_narrowed(item, drawn, width) for item in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    rows = torch.arange(len(drawn), device=drawn.device)
+    if value.ndim == 4 and value.shape[1] == 1 and value.shape[-2] == width:
+        # A mask [batch, 1, candidates, phrase + candidates]: the drawn one sees what it saw.
+        seen = value[rows, 0, drawn[:, 0]]
+        itself = seen.gather(1, drawn + value.shape[-1] - width)
+        return torch.cat([seen[:, :-width], itself], dim=1)[:, None, None]
+    if value.ndim >= 2 and value.shape[:2] == (len(drawn), width):
+        return value[rows, drawn[:, 0]][:, None]
+    return value
+
+
 class _CandidateLayer(DynamicLayer):
     """One layer's keys and values: a kept phrase, and behind it the candidates of this step."""
 
@@ -408,7 +481,8 @@ class _CandidateLayer(DynamicLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.length is None:
             return super().update(key_states, value_states)
-        end = self.length + key_states.shape[-2]
+        self.width = key_states.shape[-2]
+        end = self.length + self.width
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         return self.keys[:, :, :end], self.values[:, :, :end]
@@ -427,8 +501,10 @@ class _CandidateLayer(DynamicLayer):
 
     def keep(self, drawn: torch.Tensor) -> None:
         rows = torch.arange(len(drawn), device=drawn.device)
-        for states in (self.keys, self.values):
-            states[:, :, self.length] = states[rows, :, self.length + drawn[:, 0]]
+        # Where only the drawn candidate came through, it already is where it belongs.
+        if self.width > 1:
+            for states in (self.keys, self.values):
+                states[:, :, self.length] = states[rows, :, self.length + drawn[:, 0]]
         self.length += 1
 
     def get_seq_length(self) -> int:
