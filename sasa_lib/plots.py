@@ -204,7 +204,8 @@ def calibration(probabilities: np.ndarray, toxic: np.ndarray, *, bins: int = 10)
     observed, predicted = calibration_curve(toxic, probabilities, n_bins=bins, strategy="quantile")
     axes.plot([0, 1], [0, 1], color="0.7", lw=1)
     axes.plot(predicted, observed, color=NONTOXIC, marker="o")
-    axes.text(0.60, 0.53, "perfectly calibrated", color="0.45", rotation=45, ha="center")
+    axes.text(0.72, 0.62, "perfectly calibrated", color="0.45", rotation=45, ha="center",
+              va="center")  # fmt: skip
     axes.set(xlabel="predicted P(toxic), mean of a bin", ylabel="toxic texts in the bin (share)")
     axes.set(aspect="equal", xlim=(0, 1), ylim=(0, 1))
     return figure
@@ -228,7 +229,10 @@ def learning_curve(table: pd.DataFrame) -> Figure:
     axes.set(xscale="log", xlabel="training texts N", ylabel="held-out AUC")
     axes.set_xticks(sizes, [str(n) for n in sizes])
     axes.minorticks_off()
-    axes.legend(title="covariance (median, range)", loc="lower right", fontsize="small")
+    axes.set_title("median and range over resamples", fontsize="small", loc="right")
+    axes.legend(title="covariance", loc="lower left", fontsize="small")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.35 * (high - low), high)  # room for the legend below the curves
     return figure
 
 

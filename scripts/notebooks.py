@@ -98,6 +98,8 @@ def execute(notebook: str, profile: str) -> None:
     parameters = json.loads((run / "parameters" / f"{notebook}.json").read_text())
     partial = run / f"{notebook}.unfinished.ipynb"
     print(f"\n== {notebook} ({profile})", file=sys.stderr, flush=True)
+    # Progress bars are text here, which reads the same in a terminal and in the HTML copy.
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
     try:
         papermill.execute_notebook(
             str(NOTEBOOKS / f"{notebook}.ipynb"),
@@ -105,6 +107,7 @@ def execute(notebook: str, profile: str) -> None:
             parameters,
             cwd=str(NOTEBOOKS),
             progress_bar=False,
+            config=Config({"KernelManager": {"transport": "ipc"}}),
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
         )

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from scipy.stats import chisquare
+from scipy.stats import chisquare, entropy
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from sasa_lib import SASA, Boundary
+from sasa_lib.decoding import divergence
 
 VOCABULARY = 61
 SIZES = dict(
@@ -152,6 +153,17 @@ def test_beta_zero_is_plain_sampling_exactly():
     trace = sasa.trace
     np.testing.assert_array_equal(trace["new_logprob"], trace["reference_logprob"])
     assert (trace["margin"] != 0).all()
+
+
+def test_divergence_is_the_kl_of_every_step():
+    model = tiny_model("llama")
+    sasa = SASA(random_boundary(model, 1), beta=2.0, record=True)
+    model.generate(**left_padded_prompts(), custom_generate=sasa, do_sample=True, max_new_tokens=3)
+    found = divergence(sasa.trace)
+    assert len(found) == 9 and (found > 0).all()
+    for at, rows in sasa.trace.groupby(["sequence", "step"]):
+        expected = entropy(np.exp(rows["new_logprob"]), np.exp(rows["reference_logprob"]))
+        assert found[at] == pytest.approx(expected, abs=1e-5)
 
 
 def test_sampling_follows_the_distribution():

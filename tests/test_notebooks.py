@@ -59,7 +59,7 @@ def test_every_profile_is_accepted(elsewhere, profile):
     settings = yaml.safe_load((notebooks.PROFILES / f"{profile}.yaml").read_text()) or {}
     evaluation = chosen(elsewhere, profile, "05_evaluation")
     assert evaluation["run"] == f"../runs/{profile}"
-    assert evaluation["model"] == settings.get("model", "gemma3-270m")
+    assert evaluation["model"] == settings.get("model", "smollm2-135m-instruct")
 
 
 def test_the_command_line_reaches_the_notebooks(elsewhere):
@@ -86,7 +86,7 @@ def test_parameters_are_rewritten_only_where_they_change(elsewhere):
     [
         ("huge", "BETA=1", "unknown profile 'huge'; known are laptop, paper, smoke"),
         ("smoke", "BETTA=1", "unknown parameter 'BETTA'; known are ATTRIBUTE, BETA"),
-        ("smoke", "N_PROMPTS=many", "N_PROMPTS must be of type int, such as 40; got 'many'"),
+        ("smoke", "N_PROMPTS=many", "N_PROMPTS must be of type int, such as 10; got 'many'"),
         ("smoke", "BETA=0,high", "BETA must be of type float"),
     ],
 )
