@@ -59,7 +59,8 @@ lock:
 
 # The figures that the README shows, from the latest `make run`.
 figures:
-	cp $(RUN)/figures/trade_off.png figures/
+	mkdir -p figures
+	cp $(RUN)/figures/05_trade_off.png figures/trade_off.png
 
 clean:
 	rm -rf $(RUN)

@@ -8,6 +8,7 @@ installed; only the named members are kept, and only if their SHA-256 is the exp
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -17,7 +18,9 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"
 
@@ -148,6 +151,16 @@ def fetch(name: str) -> Path:
         with atomic_folder(target) as folder:
             _download(name, folder)
     return target
+
+
+def provenance(*modules: ModuleType) -> dict[str, str]:
+    """Return what computed a result: library versions and a SHA-256 of the modules' source.
+
+    Part of the key of everything that is kept, so that what older code computed is not read.
+    """
+    source = "".join(inspect.getsource(module) for module in modules)
+    versions = {name: version(name) for name in ("sasa-lib", "torch", "transformers")}
+    return versions | {"source": hashlib.sha256(source.encode()).hexdigest()}
 
 
 @contextmanager

@@ -203,7 +203,10 @@ class Boundary:
         weight = _inverse(_covariance(centred, covariance)) @ (nontoxic_mean - toxic_mean)
         length = np.linalg.norm(weight)
         if length == 0:
-            raise ValueError("the two classes have the same mean: there is nothing to separate")
+            raise ValueError(
+                "the two classes have the same mean, or vary along nothing that tells them apart: "
+                "there is nothing to separate"
+            )
         normal, midpoint = weight / length, (nontoxic_mean + toxic_mean) / 2
         margins = (embeddings - midpoint) @ normal
         facts = {

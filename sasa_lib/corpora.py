@@ -92,9 +92,11 @@ def load_corpus(
         parts = EMBEDDED if name == "embedded" else (name,)
         frame = pd.concat([readers[part]() for part in parts], ignore_index=True)
     elif name == "rtp":
-        frame = _rtp_texts(_published("allenai/real-toxicity-prompts", path))
+        frame = _rtp_texts(_rtp_records(path))
     elif name == "civil_comments":
-        frame = _published("google/civil_comments", path).rename(columns={"text": "response"})
+        frame = _published("google/civil_comments", path)
+        _columns(frame, ["text", *CIVIL_COMMENTS_ATTRIBUTES], "Civil Comments")
+        frame = frame.rename(columns={"text": "response"})
         frame = frame[["response", *CIVIL_COMMENTS_ATTRIBUTES]]
     else:
         frame = _renamed(_read(_required(path)), columns or {})
@@ -142,7 +144,7 @@ def load_prompts(
     if name == "embedded":
         frame = _embedded_prompts()
     elif name == "rtp":
-        records = _published("allenai/real-toxicity-prompts", path)
+        records = _rtp_records(path)
         frame = pd.DataFrame(list(records["prompt"])).rename(columns={"text": "prompt"})
         frame["challenging"] = records["challenging"].to_numpy()
         frame = frame[["prompt", "challenging", *ATTRIBUTES]]
@@ -151,9 +153,12 @@ def load_prompts(
         if "prompt" not in frame:
             raise ValueError(f"{path} has no column {column!r}; it has {', '.join(frame.columns)}")
     frame = _subset(frame, name, subset)
-    empty = frame["prompt"].isna() | (frame["prompt"].astype(str).str.strip() == "")
-    if empty.any():
-        raise ValueError(f"prompt set {name!r}: row {int(empty.idxmax())} has an empty prompt")
+    bad = ~frame["prompt"].map(lambda prompt: isinstance(prompt, str) and prompt.strip() != "")
+    if bad.any():
+        raise ValueError(
+            f"prompt set {name!r}: row {int(bad.idxmax())} has an empty prompt, or one that is "
+            "not text"
+        )
     return Dataset.from_pandas(frame.reset_index(drop=True), preserve_index=False)
 
 
@@ -306,6 +311,11 @@ def _rtp_texts(records: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["response"].str.strip() != ""]
 
 
+def _rtp_records(path: str | Path | None) -> pd.DataFrame:
+    records = _published("allenai/real-toxicity-prompts", path)
+    return _columns(records, ["prompt", "continuation", "challenging"], "RealToxicityPrompts")
+
+
 def _published(repository: str, path: str | Path | None) -> pd.DataFrame:
     if path is not None:
         return _read(Path(path))
@@ -316,6 +326,16 @@ def _published(repository: str, path: str | Path | None) -> pd.DataFrame:
         raise ValueError(
             f"cannot load {repository} from the hub ({reason}); give a local copy as path=..."
         ) from error
+
+
+def _columns(frame: pd.DataFrame, needed: Iterable[str], what: str) -> pd.DataFrame:
+    missing = [column for column in needed if column not in frame]
+    if missing:
+        raise ValueError(
+            f"this is not {what} in its published format: it has no column {missing[0]!r}; "
+            "load a file of your own by the name 'file'"
+        )
+    return frame
 
 
 def _read(path: Path) -> pd.DataFrame:

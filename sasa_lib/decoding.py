@@ -28,9 +28,10 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from sasa_lib.boundary import Boundary
 from sasa_lib.embeddings import check_layer
-from sasa_lib.models import text_config
+from sasa_lib.models import head, is_own_head, text_config
 
-FORMS = ("margin", "softmax")
+FORMS = ("margin", "softmax", "posterior")
+POSTERIOR_SLOPE = 3.0  # log-odds of nontoxic per standard deviation of the margin
 # Families whose blocks take the drawn candidate alone; in others every candidate goes to the top.
 NARROWING_FAMILIES = frozenset(
     {
@@ -49,10 +50,13 @@ class SASA:
         The boundary to keep away from, or several values at once as pairs (boundary, beta).
     beta : float
         Strength, at least 0; 0 is plain sampling. Only with a single boundary.
-    form : {"margin", "softmax"}
+    form : {"margin", "softmax", "posterior"}
         g. "margin": the margin itself, which makes p * exp(beta * margin), the optimum of
         max E[margin] - KL(q || p) / beta. "softmax": the softmax of the margins over the
-        candidates, as in the authors' published code; their betas of 10 to 500 belong to it.
+        candidates, as in the authors' published code, whose betas of 10 to 500 belong to it
+        together with scaled=False.
+        "posterior" (not in the paper): log sigmoid(3 * scaled margin), the log-probability of
+        nontoxic, so p * P(nontoxic)^beta; candidates that are safe already stay as they are.
     scaled : bool
         Use margins in units of the training data's standard deviation, so that beta means the
         same on every model and layer. False: raw distances, as published.
@@ -124,7 +128,7 @@ class SASA:
         **model_kwargs: object,
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         """Run the sampling loop; `model.generate` calls this with what it has prepared."""
-        self._check(model, generation_config, model_kwargs)
+        self._check(model, input_ids, generation_config, model_kwargs)
         self._steps = []
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
@@ -223,11 +227,13 @@ class SASA:
             for (boundary, _), states in zip(self.pairs, hidden, strict=True)
         ]
         weighted = reference
-        for (_, beta), of_boundary in zip(self.pairs, margins, strict=True):
+        for (boundary, beta), g in zip(self.pairs, margins, strict=True):
             if self.form == "softmax":
-                outside = reference == float("-inf")
-                of_boundary = of_boundary.masked_fill(outside, float("-inf")).softmax(-1)
-            weighted = weighted + beta * of_boundary
+                g = g.masked_fill(reference == float("-inf"), float("-inf")).softmax(-1)
+            elif self.form == "posterior":
+                log_odds = POSTERIOR_SLOPE * (g if self.scaled else g / boundary.scale)
+                g = torch.nn.functional.logsigmoid(log_odds)
+            weighted = weighted + beta * g
         if do_sample:
             drawn = torch.multinomial(weighted.softmax(-1), 1)
         else:
@@ -259,7 +265,11 @@ class SASA:
         self._steps.append({name: value.clone().cpu() for name, value in entry.items()})
 
     def _check(
-        self, model: PreTrainedModel, config: GenerationConfig, model_kwargs: dict[str, object]
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        config: GenerationConfig,
+        model_kwargs: dict[str, object],
     ) -> None:
         if model.config.is_encoder_decoder:
             raise ValueError("SASA steers decoder-only language models, not encoder-decoder ones")
@@ -270,10 +280,28 @@ class SASA:
         if getattr(model_kwargs.get("cache"), "_is_user_defined", False):
             raise ValueError("SASA builds its own cache: do not pass cache")
         parameters = inspect.signature(model.base_model.forward).parameters
-        if "position_ids" not in parameters or getattr(text_config(model), "alibi", False):
+        text = text_config(model)
+        attention = set(getattr(text, "layer_types", None) or ("full_attention",))
+        if (
+            "position_ids" not in parameters
+            or getattr(text, "alibi", False)
+            or attention - {"full_attention", "sliding_attention"}
+            or text.model_type == "gpt_neo"  # masks its windows by where a key lies in the cache
+        ):
             raise ValueError(
                 f"SASA does not support {model.config.model_type!r} models: their candidates "
                 "cannot be placed side by side at one position"
+            )
+        if model.config._attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(
+                f"SASA needs attention masks of its own, which "
+                f"{model.config._attn_implementation!r} does not take: load the model with "
+                "attn_implementation='sdpa'"
+            )
+        if input_ids.device != model.device:
+            raise ValueError(
+                f"the prompt is on {input_ids.device}, the model on {model.device}: pass "
+                "tokenizer(..., return_tensors='pt').to(model.device)"
             )
         for boundary, _ in self.pairs:
             boundary.check_model(model)
@@ -350,9 +378,7 @@ class _Phrases:
             logits_to_keep=1,
         )
         logits = output.logits[:, -1]
-        tolerance = 1e-3 if self.dtype == torch.float32 else 3e-2
-        own = self._head(output.hidden_states[-1][:, -1])
-        self.own_head = torch.allclose(own.float(), logits.float(), atol=tolerance, rtol=tolerance)
+        self.own_head = is_own_head(self.model, output.hidden_states[-1][:, -1], logits)
         self.length = input_ids.shape[1]
         self.cache.expand(rows, max(max_length, self.length) + candidates)
         self.visible = torch.ones(
@@ -415,19 +441,7 @@ class _Phrases:
         states = output.last_hidden_state if self.own_head else output.logits
         if states.shape[1] > 1:
             states = states.gather(1, drawn[:, :, None].expand(-1, 1, states.shape[-1]))
-        return chosen[0], self._head(states[:, 0]) if self.own_head else states[:, 0]
-
-    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of the final hidden states, for the chosen candidate alone.
-
-        `begin` compares this with the model's own logits: a model that does more with them is
-        asked for the logits of all candidates instead.
-        """
-        logits = self.model.get_output_embeddings()(hidden)
-        config = text_config(self.model)
-        if cap := getattr(config, "final_logit_softcapping", None):
-            logits = cap * torch.tanh(logits / cap)
-        return logits / (getattr(config, "logits_scaling", None) or 1.0)
+        return chosen[0], head(self.model, states[:, 0]) if self.own_head else states[:, 0]
 
     def _mask(self, candidates: int) -> torch.Tensor | dict[str, torch.Tensor]:
         """Additive masks [batch, 1, candidates, length + candidates]."""

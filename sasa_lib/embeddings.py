@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib.assets import atomic_file
+from sasa_lib.assets import atomic_file, provenance
 from sasa_lib.models import fingerprint, text_config
 
 POOLINGS = ("last", "mean")
@@ -76,7 +77,7 @@ def extract(
     with tqdm(total=len(texts), desc="embedding", unit="text", disable=not progress) as bar:
         if folder is None:
             return _embed(model, texts, layers, batch_tokens, bar)[:, :, chosen]
-        identity = fingerprint(model)
+        identity = f"{fingerprint(model)} {provenance(sys.modules[__name__])}"
         parts = [
             _cached(Path(folder), identity, model, texts[i : i + PART], layers, batch_tokens, bar)
             for i in range(0, len(texts), PART)
@@ -199,6 +200,11 @@ def _embed(
     embeddings = np.empty((len(texts), len(layers), len(POOLINGS), size), np.float32)
     for rows in _buckets([len(text.tokens) for text in texts], batch_tokens):
         hidden = _hidden_states(model, [texts[i].tokens for i in rows], layers)
+        if hidden.shape[-1] != size:
+            raise ValueError(
+                f"the last layer of {model.name_or_path} is projected to {hidden.shape[-1]} of "
+                f"{size} units; choose a layer below it"
+            )
         for row, states in zip(rows, hidden, strict=True):
             embeddings[row] = _pooled(states, texts[row].start, len(texts[row].tokens))
             if not np.isfinite(embeddings[row]).all():

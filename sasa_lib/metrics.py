@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from scipy.stats import bootstrap
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib.assets import atomic_file
-from sasa_lib.models import fingerprint
+from sasa_lib.assets import atomic_file, provenance
+from sasa_lib.models import fingerprint, head, is_own_head
 from sasa_lib.scorers import Scorer
 
 
@@ -119,6 +120,7 @@ def negative_log_likelihoods(
     order = sorted(
         (i for i in range(len(texts)) if tokens[i] > 0), key=lambda i: -len(before[i]) - tokens[i]
     )
+    own_head = not order or _has_own_head(model, before[order[0]] + after[order[0]])
     with tqdm(total=len(order), desc="perplexity", unit="text", disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -130,12 +132,14 @@ def negative_log_likelihoods(
             for row, i in enumerate(rows):
                 counted[row, : max(len(before[i]), 1)] = False
             ids, mask, counted = (t.to(model.device) for t in (ids, mask, counted))
-            hidden = model.base_model(
-                input_ids=ids, attention_mask=mask.long(), use_cache=False
-            ).last_hidden_state
             # Only the counted positions meet the LM head, the widest matrix of a small model.
             row_of, column = counted.nonzero(as_tuple=True)
-            logits = model.get_output_embeddings()(hidden[row_of, column - 1]).float()
+            inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}
+            if own_head:
+                hidden = model.base_model(**inputs).last_hidden_state
+                logits = head(model, hidden[row_of, column - 1]).float()
+            else:
+                logits = model(**inputs).logits[row_of, column - 1].float()
             losses = torch.nn.functional.cross_entropy(
                 logits, ids[row_of, column], reduction="none"
             )
@@ -173,7 +177,8 @@ def judged(
         With a column of scores in [0, 1] for each scorer, `nll` (nats) and `nll_tokens`.
     """
     prompts, texts = generations["prompt"].tolist(), generations["text"].tolist()
-    judges = [fingerprint(model), *((scorer.name, scorer.version) for scorer in scorers)]
+    code = provenance(sys.modules[__name__])
+    judges = [code, fingerprint(model), *((scorer.name, scorer.version) for scorer in scorers)]
     key = hashlib.sha256(json.dumps([judges, prompts, texts]).encode()).hexdigest()[:16]
     file = None if folder is None else Path(folder) / f"{key}.parquet"
     if file is not None and file.exists():
@@ -270,6 +275,11 @@ def summarise(generations: pd.DataFrame, scorers: Sequence[str]) -> dict[str, fl
         add(f"dist_{n}", lambda d, v=distinct: float(v[d].mean()))
     add("tokens_per_second", lambda d: totals["n_tokens"][d].sum() / totals["seconds"][d].sum())
     return result
+
+
+def _has_own_head(model: PreTrainedModel, tokens: list[int]) -> bool:
+    output = model(torch.tensor([tokens], device=model.device), output_hidden_states=True)
+    return is_own_head(model, output.hidden_states[-1], output.logits)
 
 
 def _matrix(scores: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -44,6 +45,8 @@ def load_lm(
     ValueError
         The name is neither embedded, nor a folder, nor a model the hub returns; the dtype is not
         a floating-point dtype of torch; or this machine has no such device.
+    AssetError
+        An embedded model could not be fetched.
     """
     device = _device(device)
     torch_dtype = _dtype(dtype, device)
@@ -51,7 +54,7 @@ def load_lm(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch_dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"cannot load model {name!r}: it is neither embedded ({', '.join(EMBEDDED)}), "
             f"nor a folder with a causal language model, nor reachable on the hub "
@@ -61,7 +64,8 @@ def load_lm(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     # Its sampling defaults would silently join those that a caller passes to `generate`.
-    model.generation_config.update(do_sample=False, temperature=None, top_k=None, top_p=None)
+    settings = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
+    model.generation_config.update(do_sample=False, **dict.fromkeys(settings))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.name_or_path = name
     return model.to(device).eval(), tokenizer
@@ -74,6 +78,25 @@ def fingerprint(model: PreTrainedModel) -> str:
         sample = weight.detach().flatten()[:: max(1, weight.numel() // 16)].float().tolist()
         digest.update(f"{name} {tuple(weight.shape)} {sample}".encode())
     return digest.hexdigest()
+
+
+def head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits of final hidden states, without the model's forward pass.
+
+    A model may do more with its logits than this: compare once by `is_own_head`.
+    """
+    logits = model.get_output_embeddings()(hidden)
+    config = text_config(model)
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = cap * torch.tanh(logits / cap)
+    return logits / (getattr(config, "logits_scaling", None) or 1.0)
+
+
+def is_own_head(model: PreTrainedModel, hidden: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Whether `head` turns these final hidden states into these logits, the model's own."""
+    tolerance = 1e-3 if model.dtype == torch.float32 else 3e-2
+    found = head(model, hidden).float()
+    return torch.allclose(found, logits.float(), atol=tolerance, rtol=tolerance)
 
 
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:

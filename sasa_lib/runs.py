@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib.assets import atomic_file
+from sasa_lib.assets import atomic_file, provenance
 from sasa_lib.models import fingerprint, text_config
 
 
@@ -74,7 +75,7 @@ def generate(
         Name in the results, such as "plain" or "sasa".
     custom_generate : callable, optional
         Such as `SASA`; None is plain sampling. What it says of itself by a method `describe`
-        belongs to the run's parameters, and so does the source code of its module.
+        belongs to the run's parameters, and so do the source code and the libraries' versions.
     progress : bool
 
     Returns
@@ -96,8 +97,8 @@ def generate(
         "method": method,
         "parameters": described,
         "sampling": asdict(sampling),
-        "code": _source(custom_generate),
-        "versions": {name: version(name) for name in ("sasa-lib", "torch", "transformers")},
+        "device": str(model.device),
+        "code": provenance(*_modules(custom_generate)),
     }
     text = json.dumps(manifest, indent=1, sort_keys=True)
     run = Path(folder) / f"{method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -166,19 +167,23 @@ def _continuations(
             "prompt": prompt,
             "generation": range(len(new)),
             "text": tokenizer.batch_decode(new, skip_special_tokens=True),
-            "n_tokens": [_length(ids, tokenizer.eos_token_id) for ids in new],
+            "n_tokens": [_length(ids, _ends(model)) for ids in new],
             "seconds": seconds / len(new),
         }
     )
 
 
-def _length(ids: list[int], eos: int | None) -> int:
-    return ids.index(eos) + 1 if eos in ids else len(ids)
+def _ends(model: PreTrainedModel) -> set[int]:
+    """Tokens at which `generate` stops."""
+    ends = model.generation_config.eos_token_id
+    return set(ends) if isinstance(ends, list) else {ends}
 
 
-def _source(custom_generate: Callable | None) -> str | None:
-    """SHA-256 of the module that decodes: results of other code are another run."""
-    module = inspect.getmodule(type(custom_generate))
-    if custom_generate is None or module is None:
-        return None
-    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()
+def _length(ids: list[int], ends: set[int]) -> int:
+    return next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
+
+
+def _modules(custom_generate: Callable | None) -> list[ModuleType]:
+    """Return the modules whose code makes the texts."""
+    modules = [sys.modules[__name__], inspect.getmodule(type(custom_generate))]
+    return [module for module in modules if hasattr(module, "__file__")]

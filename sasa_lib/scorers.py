@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -148,6 +149,7 @@ def minilm_scorer(
         with safe_open(head, framework="numpy") as file:
             weights, bias = file.get_tensor("weights"), float(file.get_tensor("bias")[0])
             head_version = json.loads(file.metadata()["sasa_scorer"])["version"]
+        head_version += f"+{hashlib.sha256(head.read_bytes()).hexdigest()[:8]}"
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{head} is not the head of a minilm scorer ({error})") from error
     model, tokenizer = load_minilm(encoder, device)

@@ -16,12 +16,14 @@ import ast
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import papermill
 import yaml
+from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from traitlets.config import Config
@@ -86,7 +88,8 @@ def settle_parameters(profile: str, overrides: list[str]) -> None:
         chosen = {name: settings.get(name, default) for name, default in values.items()}
         # Relative to the notebook, so that an executed copy names no folder of this machine.
         chosen["run"] = f"../runs/{profile}"
-        text = json.dumps(chosen, indent=1)
+        settled = {"parameters": chosen, "files": [_stamp(value) for value in chosen.values()]}
+        text = json.dumps(settled, indent=1)
         path = folder / f"{notebook}.json"
         if not path.is_file() or path.read_text() != text:
             _write(path, text)
@@ -96,10 +99,14 @@ def execute(notebook: str, profile: str) -> None:
     """Execute one notebook and write the executed copy and its HTML to runs/<profile>/."""
     run = PROJECT / "runs" / profile
     parameters = json.loads((run / "parameters" / f"{notebook}.json").read_text())
+    parameters = parameters["parameters"]
+    start = time.time()
     partial = run / f"{notebook}.unfinished.ipynb"
     print(f"\n== {notebook} ({profile})", file=sys.stderr, flush=True)
     # Progress bars are text here, which reads the same in a terminal and in the HTML copy.
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+    if "SASA_CACHE" in os.environ:
+        os.environ["SASA_CACHE"] = os.path.abspath(os.environ["SASA_CACHE"])
     try:
         papermill.execute_notebook(
             str(NOTEBOOKS / f"{notebook}.ipynb"),
@@ -114,9 +121,13 @@ def execute(notebook: str, profile: str) -> None:
     except papermill.PapermillExecutionError as error:
         shown = partial.relative_to(PROJECT)
         sys.exit(f"{notebook} stopped: {error.ename}: {error.evalue} (see {shown})")
+    except DeadKernelError:
+        sys.exit(f"{notebook} stopped: its kernel died, most likely for want of memory")
     settings = Config({"HTMLExporter": {"preprocessors": [CoalesceStreamsPreprocessor]}})
     html, _ = HTMLExporter(config=settings).from_filename(str(partial))
     _write(run / f"{notebook}.html", html)
+    # What was edited meanwhile is newer than the result, so that make runs it again.
+    os.utime(partial, (start, start))
     partial.replace(run / f"{notebook}.ipynb")
 
 
@@ -137,10 +148,13 @@ def _value(name: str, text: str, default: Any) -> Any:
     """Parse NAME=text as what the notebook's default is."""
     if isinstance(default, list):
         parts = [part for part in text.strip("[] ").split(",") if part.strip()]
+        if not parts:
+            sys.exit(f"{name} needs at least one value, such as {name}={default[0]}")
         return [_value(name, part.strip(), default[0]) for part in parts]
     if isinstance(default, str) or default is None:
         # A file is named from where the command is given, not from the notebooks' folder.
-        return os.path.abspath(text) if name.lower().endswith("_path") and text else text
+        is_path = name.lower().endswith("_path") or os.path.isdir(text)
+        return os.path.abspath(text) if is_path and text else text
     value = yaml.safe_load(text)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -149,6 +163,14 @@ def _value(name: str, text: str, default: Any) -> Any:
             f"{name} must be of type {type(default).__name__}, such as {default}; got {text!r}"
         )
     return value
+
+
+def _stamp(value: Any) -> list | None:
+    """Size and time of a file that a parameter names: a changed file is a changed parameter."""
+    if not isinstance(value, str) or not os.path.isabs(value) or not os.path.exists(value):
+        return None
+    status = os.stat(value)
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _write(path: Path, text: str) -> None:

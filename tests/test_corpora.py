@@ -77,6 +77,17 @@ def test_bad_files_and_names_are_refused(tmp_path):
         sl.load_prompts("embedded", subset="mild")
 
 
+def test_files_of_another_format_are_told_from_the_published_ones(frame, tmp_path):
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    for load in (sl.load_corpus, sl.load_prompts):
+        with pytest.raises(ValueError, match=r"not RealToxicityPrompts .* 'continuation'"):
+            load("rtp", path=tmp_path / "own.csv")
+    with pytest.raises(ValueError, match=r"not Civil Comments .* no column 'text'"):
+        sl.load_corpus("civil_comments", path=tmp_path / "own.csv")
+    with pytest.raises(ValueError, match="row 0 has an empty prompt, or one that is not text"):
+        sl.load_prompts("file", path=tmp_path / "own.csv", column="toxicity")
+
+
 def test_one_class_or_an_unknown_attribute_is_refused(frame, tmp_path):
     frame.to_csv(tmp_path / "x.csv", index=False)
     corpus = sl.load_corpus("file", path=tmp_path / "x.csv")

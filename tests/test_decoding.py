@@ -121,11 +121,15 @@ def closed_form(logits, margins, beta, form):
     if form == "softmax":
         total = sum(math.exp(m) for m in margins)
         margins = [math.exp(m) / total for m in margins]
+    if form == "posterior":  # the boundary's scale is 2
+        margins = [math.log(1 / (1 + math.exp(-3 * m / 2))) for m in margins]
     weights = [math.exp(x + beta * m) for x, m in zip(logits, margins, strict=True)]
     return np.array(weights) / sum(weights)
 
 
-@pytest.mark.parametrize(("form", "beta"), [("margin", 2.0), ("softmax", 30.0), ("margin", 0.0)])
+@pytest.mark.parametrize(
+    ("form", "beta"), [("margin", 2.0), ("softmax", 30.0), ("posterior", 2.0), ("margin", 0.0)]
+)
 def test_distribution_over_a_whole_vocabulary_is_the_closed_form(form, beta):
     model = tiny_model("llama")
     boundary = random_boundary(model, 3)
@@ -255,7 +259,7 @@ def test_an_open_candidate_set_is_capped_and_says_so_once():
         (dict(), "give beta"),
         (dict(beta=-1.0), "at least 0"),
         (dict(beta=float("nan")), "at least 0"),
-        (dict(beta=1.0, form="sigmoid"), "known are margin, softmax"),
+        (dict(beta=1.0, form="sigmoid"), "known are margin, softmax, posterior"),
         (dict(beta=1.0, max_candidates=0), "at least 1"),
     ],
 )
@@ -273,6 +277,13 @@ def test_what_sasa_cannot_do_is_refused_in_one_sentence():
         llama.generate(ids, custom_generate=sasa, num_beams=2, max_new_tokens=2)
     with pytest.raises(ValueError, match=r"fitted on 'llama'.*'gpt2'"):
         tiny_model("gpt2").generate(ids, custom_generate=sasa, max_new_tokens=2)
+    llama.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match=r"'flex_attention' does not take.*'sdpa'"):
+        llama.generate(ids, custom_generate=sasa, max_new_tokens=2)
+    llama.to("meta")
+    llama.config._attn_implementation = "sdpa"
+    with pytest.raises(ValueError, match="the prompt is on cpu, the model on meta"):
+        sasa._check(llama, ids, llama.generation_config, {})
     bloom = transformers.BloomForCausalLM(
         transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 
 import sasa_lib as sl
 from sasa_lib import metrics
@@ -60,6 +61,30 @@ def test_likelihoods_equal_the_models_own_loss(smollm2):
         assert nll[i] / tokens[i] == pytest.approx(loss, rel=1e-4)
     expected = np.exp(nll.sum() / tokens.sum())
     assert metrics.perplexity(nll, tokens) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("family", ["granite", "gemma2", "cohere"])
+def test_judges_that_transform_their_logits_are_read_right(smollm2, family):
+    special = {
+        "granite": {"logits_scaling": 3.0},
+        "gemma2": {"final_logit_softcapping": 0.5, "head_dim": 8},
+        "cohere": {"logit_scale": 0.25},
+    }[family]
+    config = transformers.AutoConfig.for_model(
+        family, vocab_size=49152, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=48, **special,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.normal_()
+    tokenizer = smollm2[1]
+    nll, _ = metrics.negative_log_likelihoods(model, tokenizer, ["a cat"], [" sat"], progress=False)
+    ids = torch.tensor([tokenizer("a cat sat")["input_ids"]])
+    labels = ids.clone()
+    labels[0, :-1] = -100
+    with torch.no_grad():
+        expected = model(ids, labels=labels).loss.item()
+    assert nll[0] == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_bootstrap_interval_covers_a_mean_as_often_as_it_says():

@@ -25,7 +25,9 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def chosen(folder, profile, notebook):
-    return json.loads((folder / "runs" / profile / "parameters" / f"{notebook}.json").read_text())
+    return json.loads((folder / "runs" / profile / "parameters" / f"{notebook}.json").read_text())[
+        "parameters"
+    ]
 
 
 def test_there_are_five_in_order():
@@ -76,7 +78,7 @@ def test_parameters_are_rewritten_only_where_they_change(elsewhere):
     notebooks.settle_parameters("smoke", [])
     folder = elsewhere / "runs" / "smoke" / "parameters"
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    notebooks.settle_parameters("smoke", ["N_PROMPTS=3"])
+    notebooks.settle_parameters("smoke", ["N_PROMPTS=5"])
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {name for name in before if before[name] != after[name]} == {"05_evaluation.json"}
 
