@@ -253,7 +253,7 @@ def decoding_step(step: pd.DataFrame) -> Figure:
     left.plot(step["reference"], rows, "o", mfc="white", mec="0.25", label="reference")
     left.plot(step["new"], rows, "D", color=NONTOXIC, label="re-weighted")
     left.set_yticks(rows, step["token"])
-    left.set(xlabel="probability", xlim=(0, None))
+    left.set(xlabel="probability", xlim=(-0.02, None))
     left.legend(loc="lower right", fontsize="small")
     colours = np.where(step["margin"] > 0, NONTOXIC, TOXIC)
     right.barh(rows, step["margin"], color=colours, height=0.6)
@@ -276,6 +276,8 @@ def strengths(table: pd.DataFrame) -> Figure:
     left.axhline(0, color="0.4", lw=1)
     right.plot(table["beta"], table["divergence"], color=TOXIC, marker="s", ls="--")
     right.set(xlabel="beta", ylabel="KL to the reference (nats a token)", ylim=(0, None))
+    for line in right.lines:
+        line.set_clip_on(False)
     return figure
 
 
