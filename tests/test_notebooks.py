@@ -88,7 +88,7 @@ def test_parameters_are_rewritten_only_where_they_change(elsewhere):
     [
         ("huge", "BETA=1", "unknown profile 'huge'; known are laptop, paper, smoke"),
         ("smoke", "BETTA=1", "unknown parameter 'BETTA'; known are ATTRIBUTE, BETA"),
-        ("smoke", "N_PROMPTS=many", "N_PROMPTS must be of type int, such as 20; got 'many'"),
+        ("smoke", "N_PROMPTS=many", "N_PROMPTS must be of type int, such as 16; got 'many'"),
         ("smoke", "BETA=0,high", "BETA must be of type float"),
     ],
 )
