@@ -11,7 +11,6 @@ LIBRARY := $(wildcard sasa_lib/*.py data/*.jsonl data/*.safetensors)
 NAMES := 01_embeddings 02_subspaces 03_boundary 04_generation 05_evaluation
 EXECUTED := $(NAMES:%=$(RUN)/%.ipynb)
 
-.DELETE_ON_ERROR:
 .PHONY: run test lint unit lab setup lock figures clean FORCE
 
 run: $(EXECUTED)
