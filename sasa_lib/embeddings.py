@@ -209,7 +209,7 @@ def _embed(
             embeddings[row] = _pooled(states, texts[row].start, len(texts[row].tokens))
             if not np.isfinite(embeddings[row]).all():
                 raise ValueError(
-                    f"the hidden states of text {row} are not finite; "
+                    f"the hidden states of {model.name_or_path} are not finite for some text; "
                     "load the model with dtype='float32'"
                 )
         bar.update(len(rows))
