@@ -4,12 +4,13 @@ from sasa_lib import boundary, corpora, decoding, embeddings, metrics, plots, ru
 from sasa_lib.assets import AssetError, fetch
 from sasa_lib.boundary import Boundary
 from sasa_lib.corpora import load_corpus, load_prompts
-from sasa_lib.decoding import SASA
+from sasa_lib.decoding import SASA, SASALogitsProcessor
 from sasa_lib.models import load_lm
 from sasa_lib.scorers import load_scorer, mask_text
 
 __all__ = [
     "SASA",
+    "SASALogitsProcessor",
     "AssetError",
     "Boundary",
     "boundary",

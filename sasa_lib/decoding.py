@@ -4,41 +4,57 @@ One step for a phrase c and its candidates x, the tokens that survive top-k, top
 logits processor (Ko et al. 2025, arXiv 2410.03818, section 4):
 
 1. one forward pass places all candidates side by side at the next position, each seeing the
-   phrase and itself;
+   phrase and itself (`sasa_lib.phrases`);
 2. the margin of a candidate is that of its own hidden state at the boundary's layer;
 3. new logit(x) = logit(x) + beta * g(margin(x)), and the next token is drawn from its softmax;
 4. only the drawn candidate's keys and values are kept, and its hidden state already gives the
    logits of the step after.
+
+The draw is x = argmax new logit(x) + noise(x), with Gumbel noise. Where g cannot be above 0,
+logit + noise bounds what a candidate can reach, and those that cannot win any more are never
+computed: the same token is drawn from fewer candidates.
 """
 
 from __future__ import annotations
 
-import inspect
+import hashlib
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
-from transformers.generation import GenerateDecoderOnlyOutput, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers.generation import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    GenerateDecoderOnlyOutput,
+    GenerationMixin,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from sasa_lib.boundary import Boundary
 from sasa_lib.embeddings import check_layer
-from sasa_lib.models import head, is_own_head, text_config
+from sasa_lib.phrases import Hidden, Phrases, RepeatedPhrases, obstacle
 
 FORMS = ("margin", "softmax", "posterior")
+JUDGED_FIRST = 3  # candidates a phrase, where fewer than all may decide the draw
+NOISE_STEPS = 16
 POSTERIOR_SLOPE = 3.0  # log-odds of nontoxic per standard deviation of the margin
-# Families whose blocks take the drawn candidate alone; in others every candidate goes to the top.
-NARROWING_FAMILIES = frozenset(
-    {
-        "falcon", "gemma2", "gemma3_text", "gpt_neox", "granite", "llama", "mistral", "opt",
-        "phi3", "qwen2", "qwen3",
-    }
-)  # fmt: skip
+# They look at the scores alone, so behind top-k they may as well see the k that are left.
+SCORE_WARPERS = (
+    TopPLogitsWarper,
+    MinPLogitsWarper,
+    TypicalLogitsWarper,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+)
 
 
 class SASA:
@@ -56,20 +72,28 @@ class SASA:
         candidates, as in the authors' published code, whose betas of 10 to 500 belong to it
         together with scaled=False.
         "posterior" (not in the paper): log sigmoid(3 * scaled margin), the log-probability of
-        nontoxic, so p * P(nontoxic)^beta; candidates that are safe already stay as they are.
+        nontoxic, so p * P(nontoxic)^beta; candidates that are safe already stay as they are,
+        and those that cannot be drawn are not computed.
     scaled : bool
         Use margins in units of the training data's standard deviation, so that beta means the
         same on every model and layer. False: raw distances, as published.
     max_candidates : int
         Largest number of candidates a step where `top_k` does not give one.
+    seed : int, optional
+        With a seed, the noise of a sequence comes from the seed, its prompt and its place among
+        the sequences of the same prompt in the call, whatever else is in the batch. None: the
+        seed is drawn from torch's generator in every call, so `torch.manual_seed` rules.
     record : bool
-        Keep every step for `trace`.
+        Keep every step for `trace`; then every candidate is computed.
 
     Notes
     -----
     With `do_sample=False` the argmax of the re-weighted distribution is taken. The phrase's
     embedding is the hidden state of its last token, the candidate, also where the boundary was
     fitted on means.
+
+    Models whose candidates cannot lie side by side (BLOOM, Mamba) are decoded by repeating the
+    phrase for every candidate, with a warning.
 
     Examples
     --------
@@ -86,6 +110,7 @@ class SASA:
         form: str = "margin",
         scaled: bool = True,
         max_candidates: int = 50,
+        seed: int | None = None,
         record: bool = False,
     ) -> None:
         if isinstance(boundary, Boundary):
@@ -111,9 +136,10 @@ class SASA:
         self.form = form
         self.scaled = scaled
         self.max_candidates = max_candidates
+        self.seed = seed
         self.record = record
         self._steps: list[dict[str, torch.Tensor]] = []
-        self._warned = False
+        self._warned: set[str] = set()
 
     @torch.no_grad()
     def __call__(
@@ -130,48 +156,65 @@ class SASA:
         """Run the sampling loop; `model.generate` calls this with what it has prepared."""
         self._check(model, input_ids, generation_config, model_kwargs)
         self._steps = []
+        config = generation_config
+        dictionary = config.return_dict_in_generate
+        scores, raw_logits = [], []
+        limit = (config.do_sample and config.top_k) or self.max_candidates
+        pad = config._pad_token_tensor
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
-        limit = generation_config.top_k or self.max_candidates
-        pad = generation_config._pad_token_tensor
-        scores, raw_logits = [], []
 
-        phrases = _Phrases(model, [boundary.layer for boundary, _ in self.pairs])
+        noise = _Noise(self.seed, input_ids, mask, limit) if config.do_sample else None
+        phrases = self._phrases(model)
+        phrases.keep_hidden_states = bool(dictionary and config.output_hidden_states)
+        # All candidates of a step in one pass: somebody wants to see them, or other ranks wait
+        # for this one's passes, one a step.
+        whole = (
+            self.record
+            or synced_gpus
+            or bool(dictionary and config.output_scores)
+            or phrases.keep_hidden_states
+            or isinstance(phrases, RepeatedPhrases)
+        )
         logits = phrases.begin(input_ids, mask, stopping_criteria.max_length, limit)
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        while True:
-            processed = logits_processor(input_ids, logits.float())
-            reference, candidates = processed.topk(min(limit, processed.shape[-1]), dim=-1)
-            self._warn_if_capped(generation_config, processed, limit)
+        finished = False
+        while model._has_unfinished_sequences(finished, synced_gpus, input_ids.device):
+            if finished:  # this rank is through; the others still need its forward passes
+                model(input_ids[:, -1:])
+                continue
+            logits = logits.to(input_ids.device, torch.float32)
+            if dictionary and config.output_logits:
+                raw_logits.append(logits.clone())  # a processor may write into them
+            reference, candidates = self._candidates(logits_processor, input_ids, logits, limit)
+            draw = _Draw(self, reference, noise and noise.next(), unfinished, whole)
+            candidates = candidates.gather(1, draw.order)
+            if dictionary and config.output_scores:
+                scores.append(torch.full_like(logits, float("-inf")))
 
-            if generation_config.output_logits:
-                raw_logits.append(logits)
-
-            choose = partial(self._choose, reference, generation_config.do_sample)
-            (drawn, weighted, margins), logits = phrases.extend(candidates, choose)
-            tokens = candidates.gather(1, drawn).squeeze(1)
+            logits = phrases.extend(candidates, draw)
+            tokens = candidates.gather(1, draw.drawn()).squeeze(1)
 
             if self.record:
-                self._remember(candidates, reference, weighted, margins, drawn, unfinished)
-            if generation_config.output_scores:
-                empty = torch.full_like(processed, float("-inf"))
-                scores.append(empty.scatter(1, candidates, weighted))
+                self._steps.append(draw.record(candidates))
+            if dictionary and config.output_scores:
+                scores[-1].scatter_(1, candidates, draw.weighted)
             if pad is not None:
                 tokens = torch.where(unfinished, tokens, pad)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)
             if streamer is not None:
                 streamer.put(tokens.cpu())
-            unfinished &= ~stopping_criteria(input_ids, processed)
-            if not unfinished.any():
-                break
+            unfinished = unfinished & ~stopping_criteria(input_ids, tuple(scores) or None)
+            finished = not unfinished.any()
         if streamer is not None:
             streamer.end()
-        if not generation_config.return_dict_in_generate:
+        if not dictionary:
             return input_ids
         return GenerateDecoderOnlyOutput(
             sequences=input_ids,
             scores=tuple(scores) or None,
             logits=tuple(raw_logits) or None,
+            hidden_states=tuple(phrases.hidden_states[:-1]) or None,
         )
 
     def describe(self) -> dict[str, object]:
@@ -182,6 +225,7 @@ class SASA:
             "form": self.form,
             "scaled": self.scaled,
             "max_candidates": self.max_candidates,
+            "seed": self.seed,
             "boundaries": [boundary.fingerprint() for boundary, _ in self.pairs],
         }
 
@@ -214,55 +258,57 @@ class SASA:
             )
         return pd.concat(rows, ignore_index=True)
 
-    def _choose(
-        self, reference: torch.Tensor, do_sample: bool, hidden: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Draw a candidate [batch, 1] from the re-weighted logits [batch, candidates].
+    def _phrases(self, model: PreTrainedModel) -> Phrases | RepeatedPhrases:
+        layers = sorted({boundary.layer for boundary, _ in self.pairs})
+        why = obstacle(model)
+        if why is None:
+            return Phrases(model, layers)
+        self._warn_once(
+            f"{why}: the phrase is repeated for every candidate, which is slower and needs more "
+            "memory"
+        )
+        return RepeatedPhrases(model, layers)
 
-        `hidden` holds the candidates' states at each boundary's layer. Returned with the draw are
-        the new logits and the margins from the first boundary.
+    def _candidates(
+        self,
+        processors: LogitsProcessorList,
+        input_ids: torch.Tensor,
+        logits: torch.Tensor,
+        limit: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores after all logits processors and token ids of the candidates, likeliest first.
+
+        Each [batch, candidates]; what a processor removed has the score -inf.
         """
-        margins = [
-            self._margins(boundary, states)
-            for (boundary, _), states in zip(self.pairs, hidden, strict=True)
-        ]
-        weighted = reference
-        for (boundary, beta), g in zip(self.pairs, margins, strict=True):
+        limit = min(limit, logits.shape[-1])
+        at = next((i for i, p in enumerate(processors) if isinstance(p, TopKLogitsWarper)), None)
+        if at is not None and all(isinstance(p, SCORE_WARPERS) for p in processors[at + 1 :]):
+            scores = LogitsProcessorList(processors[:at])(input_ids, logits)
+            reference, candidates = scores.topk(limit, dim=-1)
+            return LogitsProcessorList(processors[at + 1 :])(input_ids, reference), candidates
+        scores = processors(input_ids, logits)
+        if at is None and (scores > float("-inf")).sum(-1).max() > limit:
+            self._warn_once(
+                f"more than {limit} tokens survive sampling's filters; SASA considers the {limit} "
+                "likeliest (give top_k, or SASA(..., max_candidates=...))"
+            )
+        return scores.topk(limit, dim=-1)
+
+    def _reweighted(
+        self, reference: torch.Tensor, hidden: Hidden
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """New logits and margins from the first boundary, each [rows, candidates]."""
+        weighted, margins = reference, []
+        for boundary, beta in self.pairs:
+            g = _margins(boundary, hidden[boundary.layer], self.scaled).to(reference.device)
+            margins.append(g)
             if self.form == "softmax":
                 g = g.masked_fill(reference == float("-inf"), float("-inf")).softmax(-1)
             elif self.form == "posterior":
                 log_odds = POSTERIOR_SLOPE * (g if self.scaled else g / boundary.scale)
                 g = torch.nn.functional.logsigmoid(log_odds)
             weighted = weighted + beta * g
-        if do_sample:
-            drawn = torch.multinomial(weighted.softmax(-1), 1)
-        else:
-            drawn = weighted.argmax(-1, keepdim=True)
-        return drawn, weighted, margins[0]
-
-    def _margins(self, boundary: Boundary, hidden: torch.Tensor) -> torch.Tensor:
-        normal, midpoint = boundary.tensors(hidden.device)
-        margins = (hidden.float() - midpoint) @ normal
-        return margins / boundary.scale if self.scaled else margins
-
-    def _remember(
-        self,
-        candidates: torch.Tensor,
-        reference: torch.Tensor,
-        weighted: torch.Tensor,
-        margins: torch.Tensor,
-        drawn: torch.Tensor,
-        unfinished: torch.Tensor,
-    ) -> None:
-        entry = {
-            "candidates": candidates,
-            "reference": reference,
-            "weighted": weighted,
-            "margin": margins,
-            "drawn": drawn,
-            "unfinished": unfinished,
-        }
-        self._steps.append({name: value.clone().cpu() for name, value in entry.items()})
+        return weighted, margins[0]
 
     def _check(
         self,
@@ -279,25 +325,8 @@ class SASA:
             raise ValueError("SASA continues token ids: pass input_ids, not inputs_embeds")
         if getattr(model_kwargs.get("cache"), "_is_user_defined", False):
             raise ValueError("SASA builds its own cache: do not pass cache")
-        parameters = inspect.signature(model.base_model.forward).parameters
-        text = text_config(model)
-        attention = set(getattr(text, "layer_types", None) or ("full_attention",))
-        if (
-            "position_ids" not in parameters
-            or getattr(text, "alibi", False)
-            or attention - {"full_attention", "sliding_attention"}
-            or text.model_type == "gpt_neo"  # masks its windows by where a key lies in the cache
-        ):
-            raise ValueError(
-                f"SASA does not support {model.config.model_type!r} models: their candidates "
-                "cannot be placed side by side at one position"
-            )
-        if model.config._attn_implementation not in ("sdpa", "eager"):
-            raise ValueError(
-                f"SASA needs attention masks of its own, which "
-                f"{model.config._attn_implementation!r} does not take: load the model with "
-                "attn_implementation='sdpa'"
-            )
+        if config.output_attentions:
+            raise ValueError("SASA does not return attentions: leave output_attentions off")
         if input_ids.device != model.device:
             raise ValueError(
                 f"the prompt is on {input_ids.device}, the model on {model.device}: pass "
@@ -307,18 +336,62 @@ class SASA:
             boundary.check_model(model)
             check_layer(model, boundary.layer)
 
-    def _warn_if_capped(
-        self, config: GenerationConfig, processed: torch.Tensor, limit: int
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=4)
+
+
+class SASALogitsProcessor(LogitsProcessor):
+    """SASA for decoding loops that only take logits processors, such as beam search.
+
+    Slower than `SASA`: the whole phrase is read again at every step. The candidates are the
+    likeliest tokens of the scores it is given, so in `generate` it acts before top-k and top-p.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The model that the loop decodes.
+    boundary, beta, form, scaled
+        As in `SASA`.
+    max_candidates : int
+        Number of tokens that stay possible; all others become -inf.
+
+    Examples
+    --------
+    >>> processor = SASALogitsProcessor(model, boundary, beta=1.0)  # doctest: +SKIP
+    >>> model.generate(**inputs, logits_processor=[processor], num_beams=4)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        boundary: Boundary | Sequence[tuple[Boundary, float]],
+        beta: float | None = None,
+        *,
+        form: str = "margin",
+        scaled: bool = True,
+        max_candidates: int = 10,
     ) -> None:
-        if config.top_k or self._warned:
-            return
-        if (processed > float("-inf")).sum(-1).max() > limit:
-            self._warned = True
-            warnings.warn(
-                f"more than {limit} tokens survive sampling's filters; SASA considers the {limit} "
-                "likeliest (give top_k, or SASA(..., max_candidates=...))",
-                stacklevel=3,
-            )
+        self.model = model
+        self.sasa = SASA(
+            boundary, beta, form=form, scaled=scaled, max_candidates=max_candidates
+        )
+        for boundary, _ in self.sasa.pairs:
+            boundary.check_model(model)
+
+    @torch.no_grad()
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        """Re-weight the likeliest tokens; `scores` and the result are [batch, vocabulary]."""
+        pad = self.model.generation_config.pad_token_id
+        mask = ((input_ids != pad).cumsum(-1) > 0).long()
+        limit = min(self.sasa.max_candidates, scores.shape[-1])
+        reference, candidates = scores.topk(limit, dim=-1)
+        draw = _Draw(self.sasa, reference, None, torch.ones_like(mask[:, 0]).bool(), whole=True)
+        phrases = self.sasa._phrases(self.model)
+        phrases.begin(input_ids, mask, input_ids.shape[1] + 1, limit)
+        phrases.extend(candidates, draw)
+        return torch.full_like(scores, float("-inf")).scatter(1, candidates, draw.weighted)
 
 
 def divergence(trace: pd.DataFrame) -> pd.Series:
@@ -339,204 +412,118 @@ def divergence(trace: pd.DataFrame) -> pd.Series:
     return terms.groupby([trace["sequence"], trace["step"]]).sum()
 
 
-class _Phrases:
-    """The growing phrases of a batch: their cache, positions and next-token logits."""
+class _Draw:
+    """One step's draw: argmax of new logit + noise, over the candidates in `order`.
 
-    def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
-        self.model = model
-        self.layers = layers
-        config = text_config(model)
-        self.last = config.num_hidden_layers
-        self.blocks = next(
-            module
-            for module in model.base_model.modules()
-            if isinstance(module, torch.nn.ModuleList) and len(module) == self.last
-        )
-        highest = max(layers)
-        early = highest < self.last and config.model_type in NARROWING_FAMILIES
-        self.narrows_at = highest if early else self.last
-        self.window = getattr(config, "sliding_window", None)
-        self.mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-        self.dtype = model.get_input_embeddings().weight.dtype
+    A candidate can reach its reference + noise and no more where g is never above 0. In that
+    order, then, the draw is decided as soon as one that was judged is above all that were not.
+    """
 
-    def begin(
-        self, input_ids: torch.Tensor, mask: torch.Tensor, max_length: int, candidates: int
-    ) -> torch.Tensor:
-        """Read the prompts, each distinct one once, and return the first logits."""
-        distinct, rows = torch.unique(
-            torch.stack([input_ids, mask.to(input_ids.dtype)], dim=-1), dim=0, return_inverse=True
-        )
-        ids, distinct_mask = distinct.unbind(-1)
-        self.cache = _CandidateCache(text_config(self.model).num_hidden_layers)
-        output = self.model(
-            input_ids=ids,
-            attention_mask=distinct_mask,
-            position_ids=(distinct_mask.cumsum(-1) - 1).clamp(min=0),
-            cache=self.cache,
-            use_cache=True,
-            output_hidden_states=True,
-            logits_to_keep=1,
-        )
-        logits = output.logits[:, -1]
-        self.own_head = is_own_head(self.model, output.hidden_states[-1][:, -1], logits)
-        self.length = input_ids.shape[1]
-        self.cache.expand(rows, max(max_length, self.length) + candidates)
-        self.visible = torch.ones(
-            len(input_ids), max_length + candidates, dtype=torch.bool, device=input_ids.device
-        )
-        self.visible[:, : self.length] = mask.bool()
-        self.position = mask.sum(-1, keepdim=True)
-        return logits[rows]
+    def __init__(
+        self,
+        sasa: SASA,
+        reference: torch.Tensor,
+        noise: torch.Tensor | None,
+        unfinished: torch.Tensor,
+        whole: bool,
+    ) -> None:
+        noise = torch.zeros_like(reference) if noise is None else noise
+        self.order = (reference + noise).argsort(-1, descending=True)
+        self.reference = reference.gather(1, self.order)
+        self.noise = noise.gather(1, self.order)
+        self.weighted = torch.full_like(reference, float("-inf"))
+        self.margins = torch.full_like(reference, float("nan"))
+        self.sasa = sasa
+        self.unfinished = unfinished
+        possible = int((reference > float("-inf")).sum(-1).max())
+        self.first = possible if whole or sasa.form != "posterior" else min(possible, JUDGED_FIRST)
 
-    def extend(
-        self, candidates: torch.Tensor, choose: Callable[[list[torch.Tensor]], tuple]
-    ) -> tuple[tuple, torch.Tensor]:
-        """Append one of the candidates [batch, candidates] to each phrase.
-
-        `choose` gets the candidates' states at each layer that was asked for, and returns a tuple
-        whose first item is the drawn column, [batch, 1]. Returned are this tuple and the logits
-        of the tokens after. Above the highest of those layers only the drawn candidate matters:
-        where the family allows it, the others stop there.
-        """
-        hidden: dict[int, torch.Tensor] = {}
-        chosen: list[tuple] = []
-
-        def watch(layer: int, block: torch.nn.Module, args: tuple, kwargs: dict) -> tuple | None:
-            if layer in self.layers:
-                hidden[layer] = args[0] if args else kwargs["hidden_states"]
-            if layer < self.narrows_at:
-                return None
-            if not chosen:
-                chosen.append(choose([hidden[layer] for layer in self.layers]))
-            narrowed = partial(_narrowed, drawn=chosen[0][0], width=candidates.shape[1])
-            return tuple(map(narrowed, args)), {k: narrowed(v) for k, v in kwargs.items()}
-
-        hooks = [
-            block.register_forward_pre_hook(partial(watch, layer), with_kwargs=True)
-            for layer, block in enumerate(self.blocks)
-            if layer in self.layers or layer >= self.narrows_at
-        ]
-        try:
-            output = (self.model.base_model if self.own_head else self.model)(
-                input_ids=candidates,
-                attention_mask=self._mask(candidates.shape[1]),
-                position_ids=self.position.expand(candidates.shape),
-                cache=self.cache,
-                use_cache=True,
-                output_hidden_states=not self.own_head and self.last in self.layers,
-            )
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if not chosen:
-            if self.last in self.layers:
-                hidden[self.last] = (
-                    output.last_hidden_state if self.own_head else output.hidden_states[-1]
-                )
-            chosen.append(choose([hidden[layer] for layer in self.layers]))
-        drawn = chosen[0][0]
-        self.cache.keep(drawn)
-        self.length += 1
-        self.position = self.position + 1
-        states = output.last_hidden_state if self.own_head else output.logits
-        if states.shape[1] > 1:
-            states = states.gather(1, drawn[:, :, None].expand(-1, 1, states.shape[-1]))
-        return chosen[0], head(self.model, states[:, 0]) if self.own_head else states[:, 0]
-
-    def _mask(self, candidates: int) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Additive masks [batch, 1, candidates, length + candidates]."""
-        batch = len(self.visible)
-        device = self.visible.device
-        itself = torch.eye(candidates, dtype=torch.bool, device=device)
-        itself = itself.expand(batch, candidates, candidates)
-
-        def additive(prefix: torch.Tensor) -> torch.Tensor:
-            prefix = prefix[:, None].expand(batch, candidates, self.length)
-            seen = torch.cat([prefix, itself], dim=-1)[:, None]
-            mask = torch.zeros(seen.shape, dtype=self.dtype, device=device)
-            return mask.masked_fill(~seen, torch.finfo(self.dtype).min)
-
-        prefix = self.visible[:, : self.length]
-        if not self.window:
-            return additive(prefix)
-        distance = self.length - torch.arange(self.length, device=device)
-        sliding = additive(prefix & (distance < self.window))
-        if not self.mixed:
-            return sliding
-        return {"full_attention": additive(prefix), "sliding_attention": sliding}
-
-
-def _narrowed(value: object, drawn: torch.Tensor, width: int) -> object:
-    """What a block is given, for all candidates, as it is for the drawn one alone."""
-    if isinstance(value, tuple | list):
-        return type(value)(_narrowed(item, drawn, width) for item in value)
-    if not isinstance(value, torch.Tensor):
-        return value
-    rows = torch.arange(len(drawn), device=drawn.device)
-    if value.ndim == 4 and value.shape[1] == 1 and value.shape[-2] == width:
-        # A mask [batch, 1, candidates, phrase + candidates]: the drawn one sees what it saw.
-        seen = value[rows, 0, drawn[:, 0]]
-        itself = seen.gather(1, drawn + value.shape[-1] - width)
-        return torch.cat([seen[:, :-width], itself], dim=1)[:, None, None]
-    if value.ndim >= 2 and value.shape[:2] == (len(drawn), width):
-        return value[rows, drawn[:, 0]][:, None]
-    return value
-
-
-class _CandidateLayer(DynamicLayer):
-    """One layer's keys and values: a kept phrase, and behind it the candidates of this step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.length = None
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.length is None:
-            return super().update(key_states, value_states)
-        self.width = key_states.shape[-2]
-        end = self.length + self.width
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def expand(self, rows: torch.Tensor, capacity: int) -> None:
-        self.length = self.keys.shape[-2]
-        self.keys, self.values = (
-            self._allocated(states, rows, capacity) for states in (self.keys, self.values)
+    def judge(self, hidden: Hidden, rows: torch.Tensor | None = None) -> None:
+        if rows is None:
+            here = (slice(None), slice(None, self.first))
+        else:
+            here = (rows, slice(self.first, None))
+        self.weighted[here], self.margins[here] = self.sasa._reweighted(
+            self.reference[here], hidden
         )
 
-    def _allocated(self, states: torch.Tensor, rows: torch.Tensor, capacity: int) -> torch.Tensor:
-        _, heads, length, size = states.shape
-        buffer = states.new_zeros(len(rows), heads, capacity, size)
-        buffer[:, :, :length] = states[rows]
-        return buffer
+    def open_rows(self) -> torch.Tensor:
+        if self.first == self.weighted.shape[1]:
+            return self.unfinished.new_empty(0, dtype=torch.long)
+        reached = (self.weighted + self.noise).amax(-1)
+        within_reach = self.reference[:, self.first] + self.noise[:, self.first]
+        return (self.unfinished & (reached < within_reach)).nonzero()[:, 0]
 
-    def keep(self, drawn: torch.Tensor) -> None:
-        rows = torch.arange(len(drawn), device=drawn.device)
-        # Where only the drawn candidate came through, it already is where it belongs.
-        if self.width > 1:
-            for states in (self.keys, self.values):
-                states[:, :, self.length] = states[rows, :, self.length + drawn[:, 0]]
-        self.length += 1
+    def drawn(self) -> torch.Tensor:
+        return (self.weighted + self.noise).argmax(-1, keepdim=True)
 
-    def get_seq_length(self) -> int:
-        return super().get_seq_length() if self.length is None else self.length
+    def record(self, candidates: torch.Tensor) -> dict[str, torch.Tensor]:
+        entry = {
+            "candidates": candidates,
+            "reference": self.reference,
+            "weighted": self.weighted,
+            "margin": self.margins,
+            "drawn": self.drawn(),
+            "unfinished": self.unfinished,
+        }
+        return {name: value.cpu() for name, value in entry.items()}
 
 
-class _CandidateCache(Cache):
-    """Preallocated cache whose candidates are written in place; nothing is concatenated a step."""
+class _Noise:
+    """Gumbel noise [batch, candidates] for every step.
 
-    def __init__(self, num_layers: int) -> None:
-        super().__init__(layers=[_CandidateLayer() for _ in range(num_layers)])
+    A sequence's noise comes from the seed, its prompt, and how many of the same prompt are before
+    it in the batch: a counter-based generator (Philox) of its own, keyed by these.
+    """
 
-    def expand(self, rows: torch.Tensor, capacity: int) -> None:
-        """Give every row of the batch its prompt's states, and room for `capacity` positions."""
-        for layer in self.layers:
-            layer.expand(rows, capacity)
+    def __init__(
+        self, seed: int | None, input_ids: torch.Tensor, mask: torch.Tensor, candidates: int
+    ) -> None:
+        seed = int(torch.randint(2**63 - 1, (1,))) if seed is None else seed
+        self.device = input_ids.device
+        self.candidates = candidates
+        self.generators = []
+        before: Counter[bytes] = Counter()
+        for ids, seen in zip(input_ids.cpu().numpy(), mask.cpu().numpy(), strict=True):
+            prompt = ids[seen.astype(bool)].tobytes()
+            digest = hashlib.sha256(f"{seed} {before[prompt]} ".encode() + prompt).digest()
+            before[prompt] += 1
+            key = np.frombuffer(digest[:16], dtype=np.uint64)
+            self.generators.append(np.random.Generator(np.random.Philox(key=key)))
+        self.steps: list[torch.Tensor] = []
 
-    def keep(self, drawn: torch.Tensor) -> None:
-        """Make the drawn candidates [batch, 1] part of the phrases and forget the others."""
-        for layer in self.layers:
-            layer.keep(drawn)
+    def next(self) -> torch.Tensor:
+        if not self.steps:  # a few steps at once: one transfer to the device, not one a step
+            size = (NOISE_STEPS, self.candidates)
+            waiting = np.stack([g.standard_exponential(size) for g in self.generators], axis=1)
+            noise = -torch.from_numpy(waiting).log().to(self.device, torch.float32)
+            self.steps = list(noise.flip(0))
+        return self.steps.pop()
+
+
+def _margins(boundary: Boundary, hidden: torch.Tensor, scaled: bool) -> torch.Tensor:
+    normal, midpoint = boundary.tensors(hidden.device)
+    margins = (hidden.float() - midpoint) @ normal
+    return margins / boundary.scale if scaled else margins
+
+
+def _keep_mode_arguments() -> None:
+    """Let `generate` hand streamer, tokenizer (for stop strings) and synced_gpus on to SASA.
+
+    Where custom_generate is a callable, transformers 5.24 drops them, and a streamer would wait
+    for ever. SASA takes what plain sampling takes, so for it, and only for it, they are extracted
+    as they are for plain sampling.
+    """
+    extract = GenerationMixin._extract_generation_mode_kwargs
+
+    def extract_for_sasa(
+        model: PreTrainedModel, custom_generate: object, *args: object, **kwargs: object
+    ) -> dict[str, object]:
+        if isinstance(custom_generate, SASA):
+            custom_generate = None
+        return extract(model, custom_generate, *args, **kwargs)
+
+    GenerationMixin._extract_generation_mode_kwargs = extract_for_sasa
+
+
+_keep_mode_arguments()

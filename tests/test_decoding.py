@@ -1,6 +1,8 @@
 """The decoder against the naive computation, against enumeration, and as a user meets it."""
 
 import math
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from sasa_lib import SASA, Boundary
 from sasa_lib.decoding import divergence
+from sasa_lib.phrases import obstacle
 
 VOCABULARY = 61
 SIZES = dict(
@@ -37,12 +40,13 @@ FAMILIES = {
     "phi3": dict(num_key_value_heads=2),
     "granite": dict(num_key_value_heads=2, logits_scaling=3.0),
     "falcon": dict(num_kv_heads=2, new_decoder_architecture=True, alibi=False),
-}  # fmt: skip
+}
+REPEATED = {"bloom": dict(n_layer=3, n_head=4), "mamba": dict(state_size=4, intermediate_size=48)}  # fmt: skip
 
 
 def tiny_model(family: str) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **(SIZES | FAMILIES[family]))
+    config = transformers.AutoConfig.for_model(family, **(SIZES | (FAMILIES | REPEATED)[family]))
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -77,43 +81,83 @@ def naive_step(model, phrase, boundary, warpers, beta):
     ids = torch.tensor([phrase])
     with torch.no_grad():
         logits = warpers(ids, model(ids).logits[:, -1].float())[0]
-        candidates = logits.isfinite().nonzero()[:, 0].tolist()
-        margins = []
-        for token in candidates:
-            extended = torch.tensor([[*phrase, token]])
-            hidden = model(extended, output_hidden_states=True).hidden_states[boundary.layer]
-            margins.append(boundary.margins(hidden[0, -1].numpy(), scaled=True).item())
+        candidates = logits.isfinite().nonzero()[:, 0]
+        extended = torch.cat([ids.expand(len(candidates), -1), candidates[:, None]], dim=1)
+        hidden = model(extended, output_hidden_states=True).hidden_states[boundary.layer]
+    margins = boundary.margins(hidden[:, -1].numpy(), scaled=True)
     reference = logits[candidates].double().log_softmax(-1)
     new = (reference + beta * torch.tensor(margins)).log_softmax(-1)
-    return candidates, reference.numpy(), np.array(margins), new.numpy()
+    return candidates.tolist(), reference.numpy(), margins, new.numpy()
+
+
+def first_three_end_at_thirteen(input_ids, scores, **kwargs):
+    return (torch.arange(len(input_ids)) < 3) & (input_ids.shape[1] >= 13)
+
+
+def assert_every_step_is_naive(model, boundary):
+    """Left-padded prompts of unequal length, finished and unfinished ones mixed, 30 steps."""
+    inputs = left_padded_prompts()
+    sasa = SASA(boundary, beta=1.5, record=True)
+    model.generation_config.eos_token_id = None
+    output = model.generate(
+        **inputs, custom_generate=sasa, do_sample=True, top_k=7, top_p=0.9, max_new_tokens=30,
+        num_return_sequences=2, stopping_criteria=[first_three_end_at_thirteen],
+    )  # fmt: skip
+    warpers = LogitsProcessorList([TopKLogitsWarper(7), TopPLogitsWarper(0.9)])
+    trace = sasa.trace
+    assert set(trace["sequence"]) == set(range(6))
+    assert trace.groupby("sequence")["step"].max().tolist() == [6, 6, 6, 29, 29, 29]
+    for (sequence, step), rows in trace.groupby(["sequence", "step"]):
+        start = int((inputs["attention_mask"][sequence // 2] == 0).sum())
+        phrase = output[sequence, start : 6 + step].tolist()
+        candidates, reference, margins, new = naive_step(model, phrase, boundary, warpers, 1.5)
+        rows = rows.sort_values("token_id")
+        assert rows["token_id"].tolist() == candidates
+        np.testing.assert_allclose(rows["reference_logprob"], reference, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(rows["margin"], margins, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(rows["new_logprob"], new, atol=1e-5, rtol=1e-5)
+        assert rows.loc[rows["drawn"], "token_id"].item() == output[sequence, 6 + step].item()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layer", [3, 1])
 def test_every_step_equals_the_naive_computation(family, layer):
     model = tiny_model(family)
-    boundary = random_boundary(model, layer)
-    inputs = left_padded_prompts()
-    sasa = SASA(boundary, beta=1.5, record=True)
-    torch.manual_seed(0)
-    output = model.generate(
-        **inputs, custom_generate=sasa, do_sample=True, top_k=7, top_p=0.9, max_new_tokens=30
-    )
-    warpers = LogitsProcessorList([TopKLogitsWarper(7), TopPLogitsWarper(0.9)])
-    trace = sasa.trace
-    assert set(trace["sequence"]) == {0, 1, 2}
-    for (sequence, step), rows in trace.groupby(["sequence", "step"]):
-        if step % 5 and step != trace["step"].max():
-            continue
-        start = int((inputs["attention_mask"][sequence] == 0).sum())
-        phrase = output[sequence, start : 6 + step].tolist()
-        candidates, reference, margins, new = naive_step(model, phrase, boundary, warpers, 1.5)
-        rows = rows.sort_values("token_id")
-        assert rows["token_id"].tolist() == candidates
-        np.testing.assert_allclose(rows["reference_logprob"], reference, atol=1e-5)
-        np.testing.assert_allclose(rows["margin"], margins, atol=1e-5)
-        np.testing.assert_allclose(rows["new_logprob"], new, atol=2e-5)
-        assert rows.loc[rows["drawn"], "token_id"].item() == output[sequence, 6 + step].item()
+    assert_every_step_is_naive(model, random_boundary(model, layer))
+
+
+@pytest.mark.parametrize("family", ["bloom", "mamba"])
+def test_families_that_need_repeated_phrases_are_exact_too_and_say_so(family):
+    model = tiny_model(family)
+    with pytest.warns(UserWarning, match=f"'{family}' models cannot be placed side by side"):
+        assert_every_step_is_naive(model, random_boundary(model, 2))
+
+
+def test_an_attention_without_masks_is_named():
+    model = tiny_model("llama")
+    model.config._attn_implementation = "flex_attention"
+    assert obstacle(model) == "'flex_attention' takes no masks (load with attn_implementation='sdpa')"
+
+
+@pytest.mark.parametrize("layer", [3, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_candidates_that_cannot_win_are_left_out_without_changing_the_draw(family, layer):
+    model = tiny_model(family)
+    boundary = replace(random_boundary(model, layer), midpoint=np.zeros(32, dtype=np.float32))
+    options = dict(do_sample=True, top_k=12, max_new_tokens=12, num_return_sequences=5)
+    runs = []
+    for record in (True, False):
+        passes = []
+        embedding = model.get_input_embeddings()
+        hook = embedding.register_forward_hook(lambda _, args, __: passes.append(args[0].shape))  # noqa: B023
+        sasa = SASA(boundary, beta=4.0, form="posterior", seed=3, record=record)
+        runs.append((model.generate(**left_padded_prompts(), custom_generate=sasa, **options)))
+        hook.remove()
+        if record:
+            assert passes[1:] == [(15, 12)] * 12
+    assert set(passes[1::]) - {(15, 3)}, "no draw was open after the first candidates"
+    assert sum(rows * width for rows, width in passes[1:]) < 15 * 12 * 12
+    torch.testing.assert_close(*runs)
 
 
 def closed_form(logits, margins, beta, form):
@@ -170,21 +214,62 @@ def test_divergence_is_the_kl_of_every_step():
         assert found[at] == pytest.approx(expected, abs=1e-5)
 
 
-def test_sampling_follows_the_distribution():
+@pytest.mark.parametrize("form", ["margin", "posterior"])
+def test_sampling_follows_the_distribution(form):
     model = tiny_model("llama")
-    boundary = random_boundary(model, 3)
-    sasa = SASA(boundary, beta=1.0, record=True)
-    torch.manual_seed(0)
+    boundary = random_boundary(model, 2)
+    prompt = torch.tensor([[5, 9, 11]])
+    options = dict(do_sample=True, top_k=8, max_new_tokens=1)
+    recorded = SASA(boundary, beta=1.0, form=form, record=True)
+    model.generate(prompt, custom_generate=recorded, **options)
+    expected = recorded.trace.sort_values("token_id")
+    sasa = SASA(boundary, beta=1.0, form=form, seed=0)
     output = model.generate(
-        torch.tensor([[5, 9, 11]]), custom_generate=sasa, do_sample=True, top_k=8,
-        max_new_tokens=1, num_return_sequences=20_000,
-    )  # fmt: skip
-    first = sasa.trace.query("sequence == 0").sort_values("token_id")
+        prompt, custom_generate=sasa, num_return_sequences=100_000, **options
+    )
     counts = torch.bincount(output[:, -1], minlength=VOCABULARY).numpy()
-    expected = np.exp(first["new_logprob"].to_numpy())
-    expected = expected / expected.sum() * 20_000
-    assert counts.sum() == counts[first["token_id"]].sum()
-    assert chisquare(counts[first["token_id"]], expected).pvalue > 1e-3
+    probabilities = np.exp(expected["new_logprob"].to_numpy(dtype=np.float64))
+    frequencies = probabilities / probabilities.sum() * 100_000
+    assert counts.sum() == counts[expected["token_id"]].sum()
+    assert chisquare(counts[expected["token_id"]], frequencies).pvalue > 1e-3
+
+
+def test_two_tokens_follow_the_joint_distribution():
+    model = tiny_model("llama")
+    boundary = random_boundary(model, 1)
+    warpers = LogitsProcessorList([TopKLogitsWarper(3)])
+    expected = {}
+    candidates, *_, new = naive_step(model, [5, 9, 11], boundary, warpers, 1.0)
+    for first, log_probability in zip(candidates, new, strict=True):
+        seconds, *_, after = naive_step(model, [5, 9, 11, first], boundary, warpers, 1.0)
+        for second, log_conditional in zip(seconds, after, strict=True):
+            expected[first, second] = math.exp(log_probability + log_conditional) * 20_000
+    output = model.generate(
+        torch.tensor([[5, 9, 11]]), custom_generate=SASA(boundary, beta=1.0, seed=1),
+        do_sample=True, top_k=3, max_new_tokens=2, num_return_sequences=20_000,
+    )  # fmt: skip
+    found = Counter(map(tuple, output[:, -2:].tolist()))
+    assert set(found) <= set(expected)
+    observed = [found[pair] for pair in expected]
+    assert chisquare(observed, list(expected.values())).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("form", ["margin", "posterior"])
+def test_a_seed_gives_the_same_text_whatever_shares_the_batch(form):
+    model = tiny_model("llama")
+    sasa = SASA(random_boundary(model, 1), beta=1.0, form=form, seed=7)
+    options = dict(custom_generate=sasa, do_sample=True, top_k=9, max_new_tokens=10)
+    inputs = left_padded_prompts()
+    together = model.generate(**inputs, num_return_sequences=3, **options)
+    for row in range(3):
+        start = int((inputs["attention_mask"][row] == 0).sum())
+        prompt = inputs["input_ids"][row : row + 1, start:]
+        alone = model.generate(prompt, num_return_sequences=2, **options)
+        torch.testing.assert_close(together[3 * row : 3 * row + 2, start:], alone)
+    assert not together[0].equal(together[1])
+    other = SASA(random_boundary(model, 1), beta=1.0, form=form, seed=8)
+    again = model.generate(**inputs, num_return_sequences=3, **options | {"custom_generate": other})
+    assert not again.equal(together)
 
 
 def test_greedy_takes_the_argmax_of_the_reweighted_distribution():
@@ -277,16 +362,17 @@ def test_what_sasa_cannot_do_is_refused_in_one_sentence():
         llama.generate(ids, custom_generate=sasa, num_beams=2, max_new_tokens=2)
     with pytest.raises(ValueError, match=r"fitted on 'llama'.*'gpt2'"):
         tiny_model("gpt2").generate(ids, custom_generate=sasa, max_new_tokens=2)
-    llama.config._attn_implementation = "flex_attention"
-    with pytest.raises(ValueError, match=r"'flex_attention' does not take.*'sdpa'"):
-        llama.generate(ids, custom_generate=sasa, max_new_tokens=2)
     llama.to("meta")
-    llama.config._attn_implementation = "sdpa"
     with pytest.raises(ValueError, match="the prompt is on cpu, the model on meta"):
         sasa._check(llama, ids, llama.generation_config, {})
-    bloom = transformers.BloomForCausalLM(
-        transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4)
-    )
-    bloom.name_or_path = "llama"
-    with pytest.raises(ValueError, match="does not support 'bloom'"):
-        bloom.generate(ids, custom_generate=sasa, max_new_tokens=2)
+    with pytest.raises(ValueError, match="does not return attentions"):
+        tiny_model("llama").generate(
+            ids, custom_generate=sasa, output_attentions=True, return_dict_in_generate=True,
+            max_new_tokens=2,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="not encoder-decoder"):
+        t5 = transformers.T5Config(
+            vocab_size=VOCABULARY, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2,
+            decoder_start_token_id=0,
+        )  # fmt: skip
+        transformers.T5ForConditionalGeneration(t5).generate(ids, custom_generate=sasa)

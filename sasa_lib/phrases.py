@@ -1,0 +1,443 @@
+"""The growing phrases of a batch: one forward pass over all candidates of a step.
+
+The candidates of a phrase lie side by side at the next position; a mask lets each see the phrase
+and itself. The drawn one's keys and values are the only ones to stay, and its hidden state gives
+the logits of the step after. `RepeatedPhrases` does the same for models that do not allow this:
+it repeats the phrase for every candidate, as a beam search would.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from sasa_lib.models import head, is_own_head, text_config
+
+# Families whose blocks take the drawn candidate alone; in others every candidate goes to the top.
+NARROWING_FAMILIES = frozenset(
+    {
+        "falcon", "gemma2", "gemma3_text", "gpt_neox", "granite", "llama", "mistral", "opt",
+        "phi3", "qwen2", "qwen3",
+    }
+)  # fmt: skip
+
+Hidden = dict[int, torch.Tensor]  # by layer: states [rows, candidates, hidden_size]
+
+
+class Draw(Protocol):
+    """What decides which of a step's candidates [batch, candidates] becomes part of the phrase."""
+
+    first: int  # how many candidates to judge before it is asked whether the draw is open
+
+    def judge(self, hidden: Hidden, rows: torch.Tensor | None = None) -> None:
+        """Take notice of the states of the first candidates, or of the others of these rows."""
+
+    def open_rows(self) -> torch.Tensor:
+        """Rows whose draw the first candidates have not decided."""
+
+    def drawn(self) -> torch.Tensor:
+        """Column of the drawn candidate, [batch, 1]."""
+
+
+def obstacle(model: PreTrainedModel) -> str | None:
+    """Why candidates of this model cannot be placed side by side at one position, if so.
+
+    The position of a token may follow from where its key lies in the cache (ALiBi, GPT-Neo's
+    windows), or a state may take the place of keys and values (Mamba).
+    """
+    text = text_config(model)
+    attention = set(getattr(text, "layer_types", None) or ("full_attention",))
+    implementation = model.config._attn_implementation
+    if (
+        "position_ids" not in inspect.signature(model.base_model.forward).parameters
+        or getattr(text, "alibi", False)
+        or attention - {"full_attention", "sliding_attention"}
+        or text.model_type == "gpt_neo"
+    ):
+        return f"candidates of {model.config.model_type!r} models cannot be placed side by side"
+    if implementation not in ("sdpa", "eager"):
+        return f"{implementation!r} takes no masks (load with attn_implementation='sdpa')"
+    return None
+
+
+class Phrases:
+    """Phrases whose candidates lie side by side.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        One without an `obstacle`.
+    layers : sequence of int
+        Hidden states that a draw wants to see.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
+        self.model = model
+        self.layers = layers
+        config = text_config(model)
+        self.last = config.num_hidden_layers
+        self.blocks = next(
+            module
+            for module in model.base_model.modules()
+            if isinstance(module, torch.nn.ModuleList) and len(module) == self.last
+        )
+        early = max(layers) < self.last and config.model_type in NARROWING_FAMILIES
+        self.narrows_at = max(layers) if early else self.last
+        self.window = getattr(config, "sliding_window", None)
+        self.mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        self.dtype = model.get_input_embeddings().weight.dtype
+        self.running: Hidden | None = None  # what the innermost forward pass has seen
+        self.keep_hidden_states = False
+        self.hidden_states: list[tuple[torch.Tensor, ...]] = []
+
+    def begin(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, max_length: int, candidates: int
+    ) -> torch.Tensor:
+        """Read the prompts, each distinct one once, and return the first logits."""
+        distinct, rows = torch.unique(
+            torch.stack([input_ids, mask.to(input_ids.dtype)], dim=-1), dim=0, return_inverse=True
+        )
+        ids, distinct_mask = distinct.unbind(-1)
+        self.cache = _CandidateCache(self.last)
+        final: list[torch.Tensor] = []
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(
+            lambda _, args: final.append(args[0])
+        )
+        try:
+            output = self.model(
+                input_ids=ids,
+                attention_mask=distinct_mask,
+                position_ids=(distinct_mask.cumsum(-1) - 1).clamp(min=0),
+                cache=self.cache,
+                use_cache=True,
+                output_hidden_states=self.keep_hidden_states,
+                logits_to_keep=1,
+            )
+        finally:
+            hook.remove()
+        logits = output.logits[:, -1]
+        self.own_head = bool(final) and is_own_head(self.model, final[0][:, -1], logits)
+        self.length = input_ids.shape[1]
+        self.cache.expand(rows, max(max_length, self.length) + candidates)
+        self.visible = torch.ones(
+            len(input_ids), max_length + candidates, dtype=torch.bool, device=input_ids.device
+        )
+        self.visible[:, : self.length] = mask.bool()
+        self.position = mask.sum(-1, keepdim=True)
+        if self.keep_hidden_states:
+            self.hidden_states.append(tuple(states[rows] for states in output.hidden_states))
+        return logits[rows]
+
+    def extend(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Append the drawn one of the candidates [batch, candidates]; return the next logits.
+
+        Above the highest layer that was asked for only the drawn candidate matters: where the
+        family allows it, the others stop there.
+        """
+        first = draw.first
+
+        def decide(hidden: Hidden, top: torch.Tensor) -> torch.Tensor:
+            draw.judge(hidden)
+            rows = draw.open_rows()
+            if len(rows):
+                rest, rest_top = self._peek(candidates[rows, first:], rows, first)
+                draw.judge(rest, rows)
+            drawn = draw.drawn()
+            states = _at(top, drawn.clamp(max=first - 1))
+            if len(rows):
+                late = drawn[rows] - first
+                found = _at(rest_top, late.clamp(min=0))
+                is_late, rows = (late[..., None] >= 0).to(top.device), rows.to(top.device)
+                states[rows] = torch.where(is_late, found, states[rows])
+            return states
+
+        top = self._forward(candidates[:, :first], decide)
+        drawn = draw.drawn()
+        if self.keep_hidden_states:
+            self.hidden_states[-1] = tuple(
+                _at(states, drawn) if states.shape[1] > 1 else states
+                for states in self.hidden_states[-1]
+            )
+        self.cache.keep(drawn)
+        self.length += 1
+        self.position = self.position + 1
+        return head(self.model, top[:, 0]) if self.own_head else top[:, 0]
+
+    def _peek(
+        self, candidates: torch.Tensor, rows: torch.Tensor, first: int
+    ) -> tuple[Hidden, torch.Tensor]:
+        """States of further candidates of some rows, up to where the draw is decided."""
+        seen: list[tuple[Hidden, torch.Tensor]] = []
+
+        def stop(hidden: Hidden, top: torch.Tensor) -> torch.Tensor:
+            seen.append((hidden, top))
+            raise _Decided
+
+        with self.cache.only(rows, first):
+            try:
+                self._forward(candidates, stop, rows)
+            except _Decided:
+                pass
+        return seen[0]
+
+    def _forward(
+        self,
+        candidates: torch.Tensor,
+        decide: Callable[[Hidden, torch.Tensor], torch.Tensor],
+        rows: torch.Tensor | slice = slice(None),
+    ) -> torch.Tensor:
+        """Run the model; `decide` turns the states where candidates may stop into the drawn one's.
+
+        Returned are the drawn candidate's final states [rows, 1, hidden_size], or its logits if
+        the model's head is not a plain one.
+        """
+        hidden: Hidden = {}
+        outer, self.running = self.running, hidden
+
+        def watch(layer: int, block: torch.nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+            if self.running is not hidden:  # a peek from within this pass has its own hooks
+                return None
+            states = args[0] if args else kwargs["hidden_states"]
+            if layer in self.layers:
+                hidden[layer] = states
+            if layer < self.narrows_at:
+                return None
+            if layer == self.narrows_at:
+                states = decide(hidden, states)
+            alone = partial(_alone, width=candidates.shape[1], length=self.length)
+            args, kwargs = tuple(map(alone, args)), {k: alone(v) for k, v in kwargs.items()}
+            if args:
+                return (states, *args[1:]), kwargs
+            return args, kwargs | {"hidden_states": states}
+
+        hooks = [
+            block.register_forward_pre_hook(partial(watch, layer), with_kwargs=True)
+            for layer, block in enumerate(self.blocks)
+            if layer in self.layers or layer >= self.narrows_at
+        ]
+        try:
+            output = (self.model.base_model if self.own_head else self.model)(
+                input_ids=candidates,
+                attention_mask=self._mask(candidates.shape[1], rows),
+                position_ids=self.position[rows].expand(candidates.shape),
+                cache=self.cache,
+                use_cache=True,
+                output_hidden_states=self.keep_hidden_states or not self.own_head,
+            )
+        finally:
+            self.running = outer
+            for hook in hooks:
+                hook.remove()
+        if self.keep_hidden_states:
+            self.hidden_states.append(output.hidden_states)
+        top = output.last_hidden_state if self.own_head else output.logits
+        if self.narrows_at < self.last:
+            return top
+        if self.last in self.layers:
+            hidden[self.last] = top if self.own_head else output.hidden_states[-1]
+        return decide(hidden, top)
+
+    def _mask(
+        self, candidates: int, rows: torch.Tensor | slice
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Additive masks [rows, 1, candidates, length + candidates]."""
+        prefix = self.visible[rows, : self.length]
+        itself = torch.eye(candidates, dtype=torch.bool, device=prefix.device)
+        itself = itself.expand(len(prefix), -1, -1)
+
+        def additive(prefix: torch.Tensor) -> torch.Tensor:
+            prefix = prefix[:, None].expand(-1, candidates, -1)
+            seen = torch.cat([prefix, itself], dim=-1)[:, None]
+            mask = torch.zeros(seen.shape, dtype=self.dtype, device=prefix.device)
+            return mask.masked_fill(~seen, torch.finfo(self.dtype).min)
+
+        if not self.window:
+            return additive(prefix)
+        distance = self.length - torch.arange(self.length, device=prefix.device)
+        sliding = additive(prefix & (distance < self.window))
+        if not self.mixed:
+            return sliding
+        return {"full_attention": additive(prefix), "sliding_attention": sliding}
+
+
+class RepeatedPhrases:
+    """Phrases that are repeated for every candidate: slower, and right for every causal model.
+
+    It asks for a draw that the first candidates decide.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
+        self.model = model
+        self.layers = layers
+        self.keep_hidden_states = False
+        self.hidden_states: list[tuple[torch.Tensor, ...]] = []
+
+    def begin(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, max_length: int, candidates: int
+    ) -> torch.Tensor:
+        """Read the prompts and return the first logits."""
+        self.input_ids, self.mask = input_ids, mask
+        self.cache = DynamicCache(config=text_config(self.model))
+        inputs = self.model.prepare_inputs_for_generation(
+            input_ids,
+            cache=self.cache,
+            attention_mask=mask,
+            use_cache=True,
+            is_first_iteration=True,
+        )
+        output = self.model(**inputs, output_hidden_states=self.keep_hidden_states)
+        if self.keep_hidden_states:
+            self.hidden_states.append(output.hidden_states)
+        return output.logits[:, -1]
+
+    def extend(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Append the drawn one of the candidates [batch, candidates]; return the next logits."""
+        candidates = candidates[:, : draw.first]
+        batch, width = candidates.shape
+        rows = torch.arange(batch, device=candidates.device)
+        repeated = rows.repeat_interleave(width)
+        self.cache.reorder_cache(repeated)
+        ids = torch.cat([self.input_ids[repeated], candidates.reshape(-1, 1)], dim=1)
+        mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        inputs = self.model.prepare_inputs_for_generation(
+            ids,
+            next_sequence_length=1,
+            cache=self.cache,
+            attention_mask=mask[repeated],
+            use_cache=True,
+        )
+        output = self.model(**inputs, output_hidden_states=True)
+        states = (output.hidden_states[layer][:, -1] for layer in self.layers)
+        draw.judge(
+            {
+                layer: state.view(batch, width, -1)
+                for layer, state in zip(self.layers, states, strict=True)
+            }
+        )
+        kept = rows * width + draw.drawn()[:, 0]
+        self.cache.reorder_cache(kept)
+        self.input_ids, self.mask = ids[kept], mask
+        if self.keep_hidden_states:
+            self.hidden_states.append(tuple(states[kept] for states in output.hidden_states))
+        return output.logits[kept, -1]
+
+
+class _Decided(Exception):  # noqa: N818 (not an error: it leaves a forward pass half-way)
+    pass
+
+
+def _at(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """States [rows, 1, size] at one column a row, [rows, 1]."""
+    columns = columns.to(states.device)
+    return states.gather(1, columns[..., None].expand(-1, 1, states.shape[-1]))
+
+
+def _alone(value: object, width: int, length: int) -> object:
+    """What a block is given for all candidates of a step, as it is for a single one.
+
+    The candidates share their position, and each sees the phrase and itself: so did the first.
+    """
+    if isinstance(value, tuple | list):
+        return type(value)(_alone(item, width, length) for item in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.ndim == 4 and value.shape[1] == 1 and value.shape[-2] == width:
+        return value[..., :1, : length + 1]
+    if value.ndim >= 2 and value.shape[1] == width:
+        return value[:, :1]
+    return value
+
+
+class _CandidateLayer(DynamicLayer):
+    """One layer's keys and values: a kept phrase, and behind it the candidates of this step."""
+
+    def expand(self, rows: torch.Tensor, capacity: int) -> None:
+        self.length = self.keys.shape[-2]
+        self.keys, self.values = (
+            self._allocated(states, rows, capacity) for states in (self.keys, self.values)
+        )
+
+    def _allocated(self, states: torch.Tensor, rows: torch.Tensor, capacity: int) -> torch.Tensor:
+        _, heads, length, size = states.shape
+        buffer = states.new_zeros(len(rows), heads, capacity, size)
+        buffer[:, :, :length] = states[rows]
+        return buffer
+
+    def write(
+        self, states: torch.Tensor, new: torch.Tensor, rows: torch.Tensor | None, first: int
+    ) -> torch.Tensor:
+        """Put candidates behind the phrase, and return the phrase with them."""
+        self.candidates = first + new.shape[-2]
+        start, end = self.length + first, self.length + self.candidates
+        rows = rows if rows is None else rows.to(states.device)
+        if rows is None:
+            states[:, :, start:end] = new
+            return states[:, :, :end]
+        states[rows, :, start:end] = new
+        return torch.cat([states[rows, :, : self.length], new], dim=-2)
+
+    def keep(self, rows: torch.Tensor, drawn: torch.Tensor) -> None:
+        rows, drawn = rows.to(self.keys.device), drawn.to(self.keys.device)
+        # Where only the drawn candidate came through, it already is where it belongs.
+        if self.candidates > 1:
+            for states in (self.keys, self.values):
+                states[:, :, self.length] = states[rows, :, self.length + drawn[:, 0]]
+        self.length += 1
+
+
+class _CandidateCache(Cache):
+    """Preallocated cache whose candidates are written in place; nothing is concatenated a step."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__(layers=[_CandidateLayer() for _ in range(num_layers)])
+        self.length: int | None = None
+        self.rows: torch.Tensor | None = None
+        self.first = 0
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        layer = self.layers[layer_idx]
+        if self.length is None:
+            return layer.update(key_states, value_states, *args, **kwargs)
+        return (
+            layer.write(layer.keys, key_states, self.rows, self.first),
+            layer.write(layer.values, value_states, self.rows, self.first),
+        )
+
+    def expand(self, rows: torch.Tensor, capacity: int) -> None:
+        """Give every row of the batch its prompt's states, and room for `capacity` positions."""
+        for layer in self.layers:
+            layer.expand(rows, capacity)
+        self.length = self.layers[0].length
+
+    @contextmanager
+    def only(self, rows: torch.Tensor, first: int) -> Iterator[None]:
+        """Within it, candidates are those of some rows, to be put behind the `first` ones."""
+        self.rows, self.first = rows, first
+        try:
+            yield
+        finally:
+            self.rows, self.first = None, 0
+
+    def keep(self, drawn: torch.Tensor) -> None:
+        """Make the drawn candidates [batch, 1] part of the phrases and forget the others."""
+        rows = torch.arange(len(drawn), device=drawn.device)
+        for layer in self.layers:
+            layer.keep(rows, drawn)
+        self.length += 1
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return super().get_seq_length(layer_idx) if self.length is None else self.length
