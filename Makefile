@@ -11,7 +11,7 @@ LIBRARY := $(wildcard sasa_lib/*.py data/*.jsonl data/*.safetensors)
 NAMES := 01_embeddings 02_subspaces 03_boundary 04_generation 05_evaluation
 EXECUTED := $(NAMES:%=$(RUN)/%.ipynb)
 
-.PHONY: run test lint unit lab setup lock figures clean FORCE
+.PHONY: run test lint unit lab bench setup lock figures clean FORCE
 
 run: $(EXECUTED)
 	@$(BIN)/python scripts/notebooks.py report --profile $(PROFILE)
@@ -41,6 +41,10 @@ unit: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+# What SASA costs against plain sampling; needs about an hour on two cores, and goes on where it stopped.
+bench: $(READY)
+	$(BIN)/python scripts/bench.py
 
 setup: $(READY)
 

@@ -10,9 +10,9 @@ from sasa_lib.scorers import load_scorer, mask_text
 
 __all__ = [
     "SASA",
-    "SASALogitsProcessor",
     "AssetError",
     "Boundary",
+    "SASALogitsProcessor",
     "boundary",
     "corpora",
     "decoding",

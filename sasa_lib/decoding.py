@@ -44,8 +44,8 @@ from sasa_lib.embeddings import check_layer
 from sasa_lib.phrases import Hidden, Phrases, RepeatedPhrases, obstacle
 
 FORMS = ("margin", "softmax", "posterior")
-JUDGED_FIRST = 3  # candidates a phrase, where fewer than all may decide the draw
-NOISE_STEPS = 16
+FEW_TOKENS = 16  # that many in a batch cost a forward pass hardly more than one does
+NOISE_STEPS = 16  # for which noise is made at once
 POSTERIOR_SLOPE = 3.0  # log-odds of nontoxic per standard deviation of the margin
 # They look at the scores alone, so behind top-k they may as well see the k that are left.
 SCORE_WARPERS = (
@@ -192,7 +192,8 @@ class SASA:
             if dictionary and config.output_scores:
                 scores.append(torch.full_like(logits, float("-inf")))
 
-            logits = phrases.extend(candidates, draw)
+            last = input_ids.shape[1] + 1 == stopping_criteria.max_length
+            logits = phrases.extend(candidates, draw, final=last and not synced_gpus)
             tokens = candidates.gather(1, draw.drawn()).squeeze(1)
 
             if self.record:
@@ -374,9 +375,7 @@ class SASALogitsProcessor(LogitsProcessor):
         max_candidates: int = 10,
     ) -> None:
         self.model = model
-        self.sasa = SASA(
-            boundary, beta, form=form, scaled=scaled, max_candidates=max_candidates
-        )
+        self.sasa = SASA(boundary, beta, form=form, scaled=scaled, max_candidates=max_candidates)
         for boundary, _ in self.sasa.pairs:
             boundary.check_model(model)
 
@@ -390,7 +389,7 @@ class SASALogitsProcessor(LogitsProcessor):
         draw = _Draw(self.sasa, reference, None, torch.ones_like(mask[:, 0]).bool(), whole=True)
         phrases = self.sasa._phrases(self.model)
         phrases.begin(input_ids, mask, input_ids.shape[1] + 1, limit)
-        phrases.extend(candidates, draw)
+        phrases.extend(candidates, draw, final=True)
         return torch.full_like(scores, float("-inf")).scatter(1, candidates, draw.weighted)
 
 
@@ -435,24 +434,30 @@ class _Draw:
         self.margins = torch.full_like(reference, float("nan"))
         self.sasa = sasa
         self.unfinished = unfinished
-        possible = int((reference > float("-inf")).sum(-1).max())
-        self.first = possible if whole or sasa.form != "posterior" else min(possible, JUDGED_FIRST)
+        self.first = int((reference > float("-inf")).sum(-1).max())
+        if sasa.form == "posterior" and not whole:
+            self.first = min(self.first, max(2, FEW_TOKENS // len(reference)))
 
-    def judge(self, hidden: Hidden, rows: torch.Tensor | None = None) -> None:
-        if rows is None:
-            here = (slice(None), slice(None, self.first))
-        else:
-            here = (rows, slice(self.first, None))
-        self.weighted[here], self.margins[here] = self.sasa._reweighted(
-            self.reference[here], hidden
-        )
+    def judge(self, hidden: Hidden) -> None:
+        first = slice(None), slice(self.first)
+        found = self.sasa._reweighted(self.reference[first], hidden)
+        self.weighted[first], self.margins[first] = found
+        self.reached = (self.weighted + self.noise).amax(-1, keepdim=True)
 
-    def open_rows(self) -> torch.Tensor:
+    def undecided(self) -> tuple[torch.Tensor, int]:
         if self.first == self.weighted.shape[1]:
-            return self.unfinished.new_empty(0, dtype=torch.long)
-        reached = (self.weighted + self.noise).amax(-1)
-        within_reach = self.reference[:, self.first] + self.noise[:, self.first]
-        return (self.unfinished & (reached < within_reach)).nonzero()[:, 0]
+            return self.unfinished.nonzero()[:0, 0], 0
+        # In `order`, what is within reach comes first.
+        within_reach = (self.reference + self.noise > self.reached).sum(-1)
+        within_reach = torch.where(self.unfinished, within_reach, 0)
+        rows = (within_reach > self.first).nonzero()[:, 0]
+        return rows, int(within_reach.max())
+
+    def judge_further(self, hidden: Hidden, rows: torch.Tensor) -> None:
+        width = next(iter(hidden.values())).shape[1]
+        further = rows, slice(self.first, self.first + width)
+        found = self.sasa._reweighted(self.reference[further], hidden)
+        self.weighted[further], self.margins[further] = found
 
     def drawn(self) -> torch.Tensor:
         return (self.weighted + self.noise).argmax(-1, keepdim=True)

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib.assets import atomic_file, provenance
-from sasa_lib.models import fingerprint, text_config
+from sasa_lib.models import blocks, fingerprint, text_config
 
 POOLINGS = ("last", "mean")
 PART = 512  # texts whose embeddings are kept together in one file
@@ -241,13 +242,34 @@ def _hidden_states(
     for row, tokens in enumerate(sequences):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         mask[row, : len(tokens)] = 1
-    outputs = model.base_model(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        output_hidden_states=True,
-        use_cache=False,
-    )
-    return torch.stack([outputs.hidden_states[layer] for layer in layers], dim=1)
+    found: dict[int, torch.Tensor] = {}
+    highest = max(layers)
+
+    def watch(layer: int, block: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        found[layer] = args[0] if args else kwargs["hidden_states"]
+        if layer == highest:
+            raise _Seen
+
+    hooks = [
+        block.register_forward_pre_hook(partial(watch, layer), with_kwargs=True)
+        for layer, block in enumerate(blocks(model))
+        if layer in layers
+    ]
+    try:
+        outputs = model.base_model(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+        )
+        found[highest] = outputs.last_hidden_state
+    except _Seen:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack([found[layer].to(found[highest].device) for layer in layers], dim=1)
+
+
+class _Seen(Exception):
+    """Not an error: the blocks above are of no interest."""
 
 
 def _pooled(states: torch.Tensor, start: int, length: int) -> np.ndarray:

@@ -104,6 +104,16 @@ def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     return model.config.get_text_config()
 
 
+def blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """Return the stack of blocks; hidden state l is what block l gets, from 0."""
+    depth = text_config(model).num_hidden_layers
+    return next(
+        module
+        for module in model.base_model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth
+    )
+
+
 def _converted(name: str) -> Path:
     """Convert an embedded GGUF to safetensors once; later loads take a second, not a minute."""
     target = cache_dir() / "models" / name

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Protocol
 
@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from sasa_lib.models import head, is_own_head, text_config
+from sasa_lib.models import blocks, head, is_own_head, text_config
 
 # Families whose blocks take the drawn candidate alone; in others every candidate goes to the top.
 NARROWING_FAMILIES = frozenset(
@@ -36,11 +36,14 @@ class Draw(Protocol):
 
     first: int  # how many candidates to judge before it is asked whether the draw is open
 
-    def judge(self, hidden: Hidden, rows: torch.Tensor | None = None) -> None:
-        """Take notice of the states of the first candidates, or of the others of these rows."""
+    def judge(self, hidden: Hidden) -> None:
+        """Take notice of the states of the first candidates."""
 
-    def open_rows(self) -> torch.Tensor:
-        """Rows whose draw the first candidates have not decided."""
+    def undecided(self) -> tuple[torch.Tensor, int]:
+        """Rows that the first candidates leave open, and up to which column they must be known."""
+
+    def judge_further(self, hidden: Hidden, rows: torch.Tensor) -> None:
+        """Take notice of the states of these rows' candidates behind the first ones."""
 
     def drawn(self) -> torch.Tensor:
         """Column of the drawn candidate, [batch, 1]."""
@@ -83,11 +86,7 @@ class Phrases:
         self.layers = layers
         config = text_config(model)
         self.last = config.num_hidden_layers
-        self.blocks = next(
-            module
-            for module in model.base_model.modules()
-            if isinstance(module, torch.nn.ModuleList) and len(module) == self.last
-        )
+        self.blocks = blocks(model)
         early = max(layers) < self.last and config.model_type in NARROWING_FAMILIES
         self.narrows_at = max(layers) if early else self.last
         self.window = getattr(config, "sliding_window", None)
@@ -135,20 +134,24 @@ class Phrases:
             self.hidden_states.append(tuple(states[rows] for states in output.hidden_states))
         return logits[rows]
 
-    def extend(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
+    def extend(
+        self, candidates: torch.Tensor, draw: Draw, *, final: bool = False
+    ) -> torch.Tensor | None:
         """Append the drawn one of the candidates [batch, candidates]; return the next logits.
 
         Above the highest layer that was asked for only the drawn candidate matters: where the
-        family allows it, the others stop there.
+        family allows it, the others stop there. After the `final` draw nothing matters.
         """
         first = draw.first
 
         def decide(hidden: Hidden, top: torch.Tensor) -> torch.Tensor:
             draw.judge(hidden)
-            rows = draw.open_rows()
+            rows, last = draw.undecided()
             if len(rows):
-                rest, rest_top = self._peek(candidates[rows, first:], rows, first)
-                draw.judge(rest, rows)
+                rest, rest_top = self._peek(candidates[rows, first:last], rows, first)
+                draw.judge_further(rest, rows)
+            if final and not self.keep_hidden_states:
+                raise _Decided
             drawn = draw.drawn()
             states = _at(top, drawn.clamp(max=first - 1))
             if len(rows):
@@ -158,7 +161,10 @@ class Phrases:
                 states[rows] = torch.where(is_late, found, states[rows])
             return states
 
-        top = self._forward(candidates[:, :first], decide)
+        try:
+            top = self._forward(candidates[:, :first], decide)
+        except _Decided:
+            return None
         drawn = draw.drawn()
         if self.keep_hidden_states:
             self.hidden_states[-1] = tuple(
@@ -180,11 +186,8 @@ class Phrases:
             seen.append((hidden, top))
             raise _Decided
 
-        with self.cache.only(rows, first):
-            try:
-                self._forward(candidates, stop, rows)
-            except _Decided:
-                pass
+        with self.cache.only(rows, first), suppress(_Decided):
+            self._forward(candidates, stop, rows)
         return seen[0]
 
     def _forward(
@@ -297,7 +300,9 @@ class RepeatedPhrases:
             self.hidden_states.append(output.hidden_states)
         return output.logits[:, -1]
 
-    def extend(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
+    def extend(
+        self, candidates: torch.Tensor, draw: Draw, *, final: bool = False
+    ) -> torch.Tensor | None:
         """Append the drawn one of the candidates [batch, candidates]; return the next logits."""
         candidates = candidates[:, : draw.first]
         batch, width = candidates.shape
@@ -329,8 +334,8 @@ class RepeatedPhrases:
         return output.logits[kept, -1]
 
 
-class _Decided(Exception):  # noqa: N818 (not an error: it leaves a forward pass half-way)
-    pass
+class _Decided(Exception):
+    """Not an error: it leaves a forward pass half-way."""
 
 
 def _at(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import NullLocator, ScalarFormatter
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -309,6 +309,46 @@ def trade_off(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity")
     axes.set(xlabel="perplexity of the text under the judging model")
     axes.set(ylabel=toxicity.replace("_", " ").replace("max ", "maximum "), ylim=(0, None))
     axes.legend(title="numbers at the points: beta", loc="upper right", fontsize="small")
+    return figure
+
+
+def cost(table: pd.DataFrame) -> Figure:
+    """Time per token over that of plain sampling, against k and against sequences.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Rows of `make bench`: model, method, sequences, k, prompt, new, and ratio, the tokens/s
+        over those of plain sampling, with `ratio_low` and `ratio_high`, its range.
+    """
+    short = table[(table["prompt"] == table["prompt"].min()) & (table["new"] == table["new"].min())]
+    panels = {
+        "k": short[short["sequences"] == 25],
+        "sequences": short[short["k"] == 10],
+    }
+    models = list(dict.fromkeys(table["model"]))
+    figure, grid = plt.subplots(
+        2, len(models), figsize=(4.2 * len(models), 6.4), sharey=True, squeeze=False
+    )
+    for (name, rows), row_axes in zip(panels.items(), grid, strict=True):
+        for model, axes in zip(models, row_axes, strict=True):
+            axes.axhline(1, color="0.4", lw=1)
+            for i, method in enumerate(("margin", "posterior")):
+                line = rows[(rows["model"] == model) & (rows["method"] == method)].sort_values(name)
+                time = 1 / line["ratio"]
+                spread = [time - 1 / line["ratio_high"], 1 / line["ratio_low"] - time]
+                axes.errorbar(
+                    line[name], time, yerr=spread, color=SERIES[i], marker=MARKERS[i],
+                    ls=LINES[i], capsize=3, label=f"SASA, {method}",
+                )  # fmt: skip
+            axes.set(title=model, ylim=(0, None), xscale="log", xticks=sorted(set(rows[name])))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_xlabel(
+                "k, with 25 generations" if name == "k" else "generations of a prompt, with k = 10"
+            )
+        row_axes[0].set_ylabel("time per token,\nplain sampling = 1")
+    grid[0, 0].legend(loc="upper left", fontsize="small")
     return figure
 
 

@@ -142,9 +142,7 @@ def test_a_pipeline_takes_it(smollm2):
     pipe = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
     sasa = SASA(zero_boundary(model), beta=1.0, seed=0)
     # The pipeline has a temperature of its own.
-    options = dict(
-        custom_generate=sasa, do_sample=True, top_k=5, temperature=1.0, max_new_tokens=6
-    )
+    options = dict(custom_generate=sasa, do_sample=True, top_k=5, temperature=1.0, max_new_tokens=6)
     texts = pipe(
         ["The sea", "A long way home"], num_return_sequences=2, return_full_text=False, **options
     )

@@ -1,0 +1,249 @@
+"""What detoxified sampling costs, against `model.generate` with the same settings: `make bench`.
+
+Every repetition runs all methods of a setting one after the other on the same prompt; a ratio is
+taken within a repetition. Settings vary one thing at a time around 25 generations of 20 tokens
+from 16, k = 10. Measurements are appended to `runs/bench/measurements.jsonl`; what is there
+already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+import sasa_lib as sl
+from sasa_lib import phrases
+from sasa_lib.embeddings import _buckets, _tokenised
+from sasa_lib.models import EMBEDDED
+
+FOLDER = Path("runs/bench")
+BASE = {"sequences": 25, "k": 10, "prompt": 16, "new": 20}
+SETTINGS = [
+    BASE,
+    BASE | {"sequences": 1},
+    BASE | {"sequences": 100},
+    BASE | {"k": 20},
+    BASE | {"k": 50},
+    BASE | {"prompt": 256},
+    BASE | {"new": 100},
+    BASE | {"sequences": 1, "k": 50},
+]
+EVERYWHERE = ("plain", "margin", "posterior")
+AT_BASE = (*EVERYWHERE, "margin, last layer", "naive")
+
+
+def main() -> None:
+    """Measure, or with --memory print one method's peak memory."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory", nargs=2, metavar=("MODEL", "METHOD"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory:
+        print(peak_memory(*arguments.memory))
+        return
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in EMBEDDED:
+        measure_speed(name, arguments.repetitions)
+        measure_extraction(name, arguments.repetitions)
+        measure_memory(name)
+    report()
+
+
+def measure_speed(name: str, repetitions: int) -> None:
+    """Seconds of every method in every setting."""
+    wanted = [
+        {"model": name, "method": method, "repetition": repetition, **setting}
+        for setting in SETTINGS
+        for repetition in range(repetitions)
+        for method in (AT_BASE if setting == BASE else EVERYWHERE)
+    ]
+    known = [{key: row[key] for key in wanted[0]} for row in measurements("speed")]
+    wanted = [row for row in wanted if row not in known]
+    if not wanted:
+        return
+    model, tokenizer = sl.load_lm(name, dtype="auto")
+    methods = decoders(model, tokenizer)
+    texts = sl.load_prompts("embedded", subset="toxic")["prompt"]
+    stream = [token for text in texts for token in tokenizer(text)["input_ids"]]
+    run(model, methods["margin"], stream[:16], BASE | {"new": 4})  # warm up
+    for row in tqdm(wanted, desc=f"speed, {name}", unit="call"):
+        start = row["repetition"] * 300
+        prompt = stream[start : start + row["prompt"]]
+        seconds = run(model, methods[row["method"]], prompt, row)
+        append("speed", row | {"seconds": seconds, "device": device()})
+
+
+def decoders(model: object, tokenizer: object) -> dict[str, Callable | None]:
+    """What is compared, by name; None is plain sampling."""
+    corpus = sl.load_corpus("embedded").shuffle(seed=0).select(range(800))
+    options = {"folder": FOLDER / "embeddings", "progress": False}
+    middle = sl.Boundary.fit(
+        model, tokenizer, corpus, layer=0.4, pooling="mean", covariance="ledoit_wolf", **options
+    )
+    last = sl.Boundary.fit(model, tokenizer, corpus, **options)
+    return {
+        "plain": None,
+        "margin": sl.SASA(middle, beta=1.0),
+        "posterior": sl.SASA(middle, beta=1.0, form="posterior"),
+        "margin, last layer": sl.SASA(last, beta=1.0),
+        "naive": Naive(middle, beta=1.0),
+    }
+
+
+class Naive(sl.SASA):
+    """Every candidate in a copy of the whole phrase and its cache, as a beam search would."""
+
+    def _phrases(self, model: object) -> phrases.RepeatedPhrases:
+        return phrases.RepeatedPhrases(model, [boundary.layer for boundary, _ in self.pairs])
+
+
+def run(
+    model: object, method: Callable | None, prompt: list[int], setting: dict[str, int]
+) -> float:
+    """Seconds of one call of `generate`."""
+    ids = torch.tensor([prompt], device=model.device)
+    torch.manual_seed(0)
+    synchronise()
+    start = time.perf_counter()
+    model.generate(
+        ids, attention_mask=torch.ones_like(ids), custom_generate=method, do_sample=True,
+        top_k=setting["k"], top_p=0.9, num_return_sequences=setting["sequences"],
+        min_new_tokens=setting["new"], max_new_tokens=setting["new"],
+    )  # fmt: skip
+    synchronise()
+    return time.perf_counter() - start
+
+
+def measure_extraction(name: str, repetitions: int) -> None:
+    """Seconds of `extract` and of the model's bare forward passes over the same batches."""
+    if any(row["model"] == name for row in measurements("extraction")):
+        return
+    model, tokenizer = sl.load_lm(name)
+    texts = sl.load_corpus("embedded").shuffle(seed=1).select(range(200))
+    tokens = [text.tokens for text in _tokenised(model, tokenizer, texts)]
+    batches = [
+        torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(tokens[row]) for row in rows], batch_first=True
+        ).to(model.device)
+        for rows in _buckets([len(ids) for ids in tokens], 4096)
+    ]
+    for repetition in range(repetitions):
+        synchronise()
+        start = time.perf_counter()
+        with torch.no_grad():
+            for batch in batches:
+                model.base_model(batch, use_cache=False)
+        synchronise()
+        bare = time.perf_counter() - start
+        row = {"model": name, "repetition": repetition, "device": device(), "bare": bare}
+        for layer in (-1, 0.4):
+            start = time.perf_counter()
+            sl.embeddings.extract(model, tokenizer, texts, layers=[layer], progress=False)
+            row[f"layer {layer}"] = time.perf_counter() - start
+        append("extraction", row)
+
+
+def measure_memory(name: str) -> None:
+    """Peak memory of a process that generates, one process a method."""
+    known = [(row["model"], row["method"]) for row in measurements("memory")]
+    for method in EVERYWHERE:
+        if (name, method) not in known:
+            command = [sys.executable, __file__, "--memory", name, method]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            megabytes = float(done.stdout.split()[-1])
+            append("memory", {"model": name, "method": method, "megabytes": megabytes})
+
+
+def peak_memory(name: str, method: str) -> float:
+    """MB at the peak of generating in the base setting with prompts of 256 tokens."""
+    model, tokenizer = sl.load_lm(name)
+    decoder = decoders(model, tokenizer)[method]
+    setting = BASE | {"prompt": 256}
+    prompt = list(range(1000, 1256))
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        run(model, decoder, prompt, setting)
+        return torch.cuda.max_memory_allocated() / 1e6
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (Linux)
+    run(model, decoder, prompt, setting)
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+
+
+def report() -> None:
+    """Print the tables, and draw the figure."""
+    speed = pd.DataFrame(measurements("speed"))
+    table = ratios(speed)
+    table.to_csv(FOLDER / "speed.csv", index=False)
+    print(table.round(2).to_string(index=False))
+    extraction = pd.DataFrame(measurements("extraction"))
+    for layer in ("layer -1", "layer 0.4"):
+        extraction[layer] = extraction["bare"] / extraction[layer]
+        print(extraction.groupby("model")[layer].agg(["median", "min", "max"]).round(2))
+    memory = pd.DataFrame(measurements("memory")).pivot(
+        index="model", columns="method", values="megabytes"
+    )
+    print(memory.div(memory["plain"], axis=0).round(2))
+    sl.plots.set_style()
+    sl.plots.save(sl.plots.cost(table), FOLDER, "cost")
+    print(f"\nMeasurements, speed.csv and cost.png: {FOLDER}/")
+
+
+def ratios(speed: pd.DataFrame) -> pd.DataFrame:
+    """Tokens/s over those of plain sampling in the same repetition: median and range."""
+    setting = ["model", *BASE]
+    plain = speed[speed["method"] == "plain"].set_index([*setting, "repetition"])["seconds"]
+    speed = speed.join(plain.rename("plain"), on=[*setting, "repetition"])
+    speed["milliseconds"] = 1000 * speed["seconds"] / speed["new"]
+    speed["ratio"] = speed["plain"] / speed["seconds"]
+    return (
+        speed.groupby([*setting, "method"], sort=False)
+        .agg(
+            milliseconds=("milliseconds", "median"),
+            ratio=("ratio", "median"),
+            ratio_low=("ratio", "min"),
+            ratio_high=("ratio", "max"),
+            repetitions=("ratio", "size"),
+        )
+        .reset_index()
+    )
+
+
+def measurements(kind: str) -> list[dict]:
+    """All rows that were measured of a kind."""
+    path = FOLDER / f"{kind}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(kind: str, row: dict) -> None:
+    """Add a measured row."""
+    with open(FOLDER / f"{kind}.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def synchronise() -> None:
+    """Wait until a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def device() -> str:
+    """Return the device that is measured."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    main()
