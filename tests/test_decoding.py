@@ -47,7 +47,10 @@ FAMILIES = {
     "granite": dict(num_key_value_heads=2, logits_scaling=3.0),
     "falcon": dict(num_kv_heads=2, new_decoder_architecture=True, alibi=False),
 }
-REPEATED = {"bloom": dict(n_layer=3, n_head=4), "mamba": dict(state_size=4, intermediate_size=48)}  # fmt: skip
+REPEATED = {
+    "bloom": dict(n_layer=3, n_head=4),
+    "mamba": dict(state_size=4, intermediate_size=48),
+}
 
 
 def tiny_model(family: str) -> transformers.PreTrainedModel:
