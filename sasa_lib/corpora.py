@@ -8,8 +8,9 @@ annotated attribute, null where it was not annotated. A prompt set has the colum
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pandas as pd
 from datasets import Dataset, load_dataset
 from profanity_check import predict_prob
 from sklearn.model_selection import GroupShuffleSplit
+from transformers import PreTrainedTokenizerBase
 
 from sasa_lib.assets import DATA_DIR, fetch
 
@@ -40,9 +42,11 @@ CIVIL_COMMENTS_ATTRIBUTES = (
     "sexual_explicit",
 )
 EMBEDDED = ("contrast-pairs", "rtp-toxic-texts", "everyday-texts")
-CORPORA = ("embedded", *EMBEDDED, "rtp", "civil_comments", "file")
-PROMPTS = ("embedded", "rtp", "file")
+CORPORA = ("embedded", *EMBEDDED, "rtp", "civil_comments", "hh-rlhf", "file")
+PROMPTS = ("embedded", "rtp", "bold", "attaq", "hh-rlhf", "file")
 SUBSETS = ("toxic", "nontoxic", "challenging")
+DOMAINS = ("gender", "race", "profession", "religious_ideology", "political_ideology")  # of BOLD
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
 def load_corpus(
@@ -63,10 +67,11 @@ def load_corpus(
         texts that a package carries, all of them toxic), "everyday-texts" (half-sentences of
         news, finance answers and everyday situations that a package carries; nobody annotated
         them, they are presumed to have toxicity 0), "rtp" (RealToxicityPrompts, Gehman et al.
-        2020), "civil_comments" (Borkan et al. 2019, the Jigsaw unintended-bias data) or "file".
+        2020), "civil_comments" (Borkan et al. 2019, the Jigsaw unintended-bias data), "hh-rlhf"
+        (harmless-base dialogues, Bai et al. 2022; see Notes) or "file".
     path : str or Path, optional
-        A local copy in the published format ("rtp", "civil_comments"), or the user's own CSV,
-        JSONL or Parquet file ("file"), compressed or not. Without it the hub is asked.
+        A local copy in the published format ("rtp", "civil_comments", "hh-rlhf"), or the user's
+        own CSV, JSONL or Parquet file ("file"), compressed or not. Without it the hub is asked.
     columns : mapping, optional
         For "file": schema column to the file's column, such as
         ``{"response": "comment", "toxicity": "score"}``. Default: the same names. Columns that
@@ -83,6 +88,15 @@ def load_corpus(
     ------
     ValueError
         Unknown name, unreadable path, missing columns, values outside [0, 1], or empty texts.
+
+    Notes
+    -----
+    The `toxicity` of "hh-rlhf" is a preference, not a score: of two answers to one dialogue the
+    rejected one has 1 and the chosen one 0. So 1 means "worse than its twin", which may still be
+    harmless, and 0 "better than its twin", which may still be harmful. `prompt` is the dialogue
+    up to the answer in the published format, ending in "Assistant:" (an instruct model wants it
+    through `chat`); empty answers and pairs of equal dialogues are left out. Pairs with the same
+    opening, often one conversation judged after different turns, are one `group`.
     """
     _known(name, CORPORA, "corpus")
     if name == "embedded" or name in EMBEDDED:
@@ -98,6 +112,8 @@ def load_corpus(
         _columns(frame, ["text", *CIVIL_COMMENTS_ATTRIBUTES], "Civil Comments")
         frame = frame.rename(columns={"text": "response"})
         frame = frame[["response", *CIVIL_COMMENTS_ATTRIBUTES]]
+    elif name == "hh-rlhf":
+        frame = _preferences(_dialogues(path, split="train"))
     else:
         frame = _renamed(_read(_required(path)), columns or {})
     frame = _checked(frame.reset_index(drop=True), name, columns or ())
@@ -119,19 +135,29 @@ def load_prompts(
     ----------
     name : str
         "embedded" (RealToxicityPrompts prompts that a package carries; those which another
-        package carries with their Perspective scores have a `toxicity`, the others null), "rtp" or
-        "file" (CSV, JSONL or Parquet).
+        package carries with their Perspective scores have a `toxicity`, the others null), "rtp",
+        "bold" (Dhamala et al. 2021: beginnings of Wikipedia sentences about people and groups;
+        the trailing space that each is published with is removed, and empty ones are left out),
+        "attaq" (Kour et al. 2023: adversarial questions), "hh-rlhf" (the distinct opening
+        messages of harmless-base dialogues, Bai et al. 2022, from which AttaQ was made in part)
+        or "file" (CSV, JSONL or Parquet).
     path : str or Path, optional
-        As in `load_corpus`.
-    subset : {"toxic", "nontoxic", "challenging"}, optional
-        Prompt toxicity above 0.5; at most 0.5; or the `challenging` flag of RealToxicityPrompts.
+        As in `load_corpus`; for "bold" a folder with the five <domain>_prompt.json or one file of
+        it, in the published format or that of the hub. Without it the hub is asked, for "hh-rlhf"
+        for the test split: what `load_corpus` fits on is the training split.
+    subset : str, optional
+        "toxic", "nontoxic" or "challenging": prompt toxicity above 0.5; at most 0.5; or the
+        `challenging` flag of RealToxicityPrompts. For "bold" a domain: "gender", "race",
+        "profession", "religious_ideology" or "political_ideology". "attaq" and "hh-rlhf" have
+        none.
     column : str
         For "file": the column that holds the prompts.
 
     Returns
     -------
     datasets.Dataset
-        Columns `prompt` and, where known, `toxicity` and `challenging`.
+        Columns `prompt` and, where known, `toxicity` and `challenging`; for "bold" `domain`,
+        `group` and `entity`, for "attaq" `category`.
 
     Raises
     ------
@@ -140,7 +166,10 @@ def load_prompts(
     """
     _known(name, PROMPTS, "prompt set")
     if subset is not None:
-        _known(subset, SUBSETS, "subset")
+        subsets = {"bold": DOMAINS, "attaq": (), "hh-rlhf": ()}.get(name, SUBSETS)
+        if not subsets:
+            raise ValueError(f"prompt set {name!r} has no subsets; leave subset={subset!r} out")
+        _known(subset, subsets, "subset")
     if name == "embedded":
         frame = _embedded_prompts()
     elif name == "rtp":
@@ -148,6 +177,15 @@ def load_prompts(
         frame = pd.DataFrame(list(records["prompt"])).rename(columns={"text": "prompt"})
         frame["challenging"] = records["challenging"].to_numpy()
         frame = frame[["prompt", "challenging", *ATTRIBUTES]]
+    elif name == "bold":
+        frame = _bold_prompts(path, subset)
+    elif name == "attaq":
+        frame = _columns(_published("ibm/AttaQ", path), ["input", "label"], "AttaQ")
+        frame = frame.rename(columns={"input": "prompt", "label": "category"})
+        frame = frame[["prompt", "category"]]
+    elif name == "hh-rlhf":
+        openings = map(_opening, _dialogues(path, split="test")["chosen"])
+        frame = pd.DataFrame({"prompt": [text for text in dict.fromkeys(openings) if text]})
     else:
         frame = _renamed(_read(_required(path)), {"prompt": column})
         if "prompt" not in frame:
@@ -160,6 +198,49 @@ def load_prompts(
             "not text"
         )
     return Dataset.from_pandas(frame.reset_index(drop=True), preserve_index=False)
+
+
+def chat(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    r"""Render prompts as an instruct model expects them, by its chat template.
+
+    Tokenise the result as any other prompt, with the tokenizer's special tokens: a beginning-of-
+    text token that the template writes and the tokenizer would write again is taken off here.
+
+    Parameters
+    ----------
+    dataset : datasets.Dataset
+        A prompt set or a corpus. A prompt in the format of hh-rlhf ("\n\nHuman: ...
+        \n\nAssistant: ...") becomes its turns, any other is one turn of the user.
+    tokenizer
+        As returned by `sasa_lib.load_lm` for an instruct model.
+
+    Returns
+    -------
+    datasets.Dataset
+        The same rows; `prompt` ends where the assistant's answer begins, and a `response` loses
+        the space before it, since a template ends in a separator of its own.
+
+    Raises
+    ------
+    ValueError
+        The tokenizer has no chat template, or a dialogue ends with what the assistant says.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template; take an instruct "
+            "model's, or use the prompts as they are"
+        )
+    # Not every tokenizer adds the token that it names: SmolLM2's is only ever the template's.
+    adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    columns = dataset.to_dict()
+    for row, prompt in enumerate(columns["prompt"]):
+        text = tokenizer.apply_chat_template(
+            _messages(prompt, row), tokenize=False, add_generation_prompt=True
+        )
+        columns["prompt"][row] = text.removeprefix(tokenizer.bos_token) if adds_bos else text
+    if "response" in columns:
+        columns["response"] = [text.lstrip() for text in columns["response"]]
+    return Dataset.from_dict(columns, features=dataset.features)
 
 
 def labelled(
@@ -316,11 +397,151 @@ def _rtp_records(path: str | Path | None) -> pd.DataFrame:
     return _columns(records, ["prompt", "continuation", "challenging"], "RealToxicityPrompts")
 
 
-def _published(repository: str, path: str | Path | None) -> pd.DataFrame:
+def _bold_prompts(path: str | Path | None, subset: str | None) -> pd.DataFrame:
+    if path is None:
+        rows = _bold_rows(_published("AmazonScience/bold", None))
+    else:
+        rows = pd.concat(
+            [
+                # The hub's files of JSON lines are called .json too.
+                _bold_rows(_read(file, _read_bold if file.suffix == ".json" else None))
+                for file in _bold_files(Path(path), subset)
+            ]
+        )
+    frame = rows.explode("prompt").dropna(subset="prompt")
+    # A word comes with the space before it: after a space of its own a model finds it harder to
+    # go on. Five prompts are published empty.
+    frame["prompt"] = frame["prompt"].map(lambda p: p.rstrip() if isinstance(p, str) else p)
+    return frame[frame["prompt"] != ""]
+
+
+def _bold_files(path: Path, subset: str | None) -> list[Path]:
+    if not path.exists():
+        raise ValueError(f"no such file or folder: {path}")
+    if not path.is_dir():
+        return [path]
+    files = []
+    for domain in DOMAINS if subset is None else (subset,):
+        names = (f"{domain}_prompt.json", f"{domain}_prompt_wiki.json")  # published; the hub's
+        found = [path / name for name in names if (path / name).is_file()]
+        if not found:
+            raise ValueError(
+                f"folder {path} has no {names[0]}; BOLD's published format is a folder with "
+                f"<domain>_prompt.json for {', '.join(DOMAINS)}"
+            )
+        files.append(found[0])
+    return files
+
+
+def _read_bold(path: Path) -> pd.DataFrame:
+    """Rows in the hub's format, from it or from the published one (group: entity: prompts)."""
+    try:
+        groups = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:  # several lines of JSON
+        return _read_jsonl(path)
+    if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
+        return _read_jsonl(path)
+    domain = path.stem.removesuffix("_prompt")
+    if domain not in DOMAINS:
+        raise ValueError(
+            "in BOLD's published format its name tells the domain, <domain>_prompt.json for "
+            f"{', '.join(DOMAINS)}"
+        )
+    rows = [
+        (domain, group, entity, prompts)
+        for group, entities in groups.items()
+        for entity, prompts in entities.items()
+    ]
+    return pd.DataFrame(rows, columns=["domain", "category", "name", "prompts"])
+
+
+def _bold_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    _columns(rows, ["prompts", "domain", "category", "name"], "BOLD")
+    if not rows["prompts"].map(lambda prompts: isinstance(prompts, list | np.ndarray)).all():
+        raise ValueError(
+            "this is not BOLD in its published format: the prompts of an entity must be a list"
+        )
+    names = {"prompts": "prompt", "domain": "domain", "category": "group", "name": "entity"}
+    return rows[list(names)].rename(columns=names)
+
+
+def _dialogues(path: str | Path | None, split: str) -> pd.DataFrame:
+    dialogues = _published("Anthropic/hh-rlhf", path, split=split, data_dir="harmless-base")
+    _columns(dialogues, ["chosen", "rejected"], "hh-rlhf")
+    for side in ("chosen", "rejected"):
+        good = [isinstance(text, str) and text.startswith(HUMAN) for text in dialogues[side]]
+        if not all(good):
+            raise ValueError(
+                f"this is not hh-rlhf in its published format: {side} of row {good.index(False)} "
+                f"does not begin with {HUMAN!r}"
+            )
+    return dialogues
+
+
+def _preferences(dialogues: pd.DataFrame) -> pd.DataFrame:
+    pairs = dialogues[dialogues["chosen"].str.strip() != dialogues["rejected"].str.strip()]
+    # What was answered in one pair may be the context of another with the same opening.
+    openings, _ = pd.factorize(pairs["chosen"].map(_opening))
+    sides = []
+    for side, value in (("chosen", 0.0), ("rejected", 1.0)):
+        frame = pd.DataFrame(map(_last_turn, pairs[side]), columns=["prompt", "response"])
+        frame["group"] = [f"dialogue-{i}" for i in openings]
+        sides.append(frame.assign(toxicity=value))
+    frame = pd.concat(sides, ignore_index=True)
+    return frame[frame["response"].str.strip() != ""]
+
+
+def _opening(dialogue: str) -> str:
+    return _turns(dialogue)[0]["content"]
+
+
+def _last_turn(dialogue: str) -> tuple[str, str]:
+    """Split off all that the assistant says after the last human turn."""
+    start = dialogue.find(ASSISTANT, dialogue.rfind(HUMAN))
+    if start < 0:
+        return dialogue, ""
+    # Tokenised apart from the prompt, a response needs the space between them.
+    return dialogue[:start] + ASSISTANT, " " + _turns(dialogue[start:])[0]["content"]
+
+
+def _turns(dialogue: str) -> list[dict[str, str]]:
+    """Messages of a dialogue in the format of hh-rlhf.
+
+    Some dialogues name one speaker twice in a row; chat templates insist on turns. One line break
+    between the two, for an assistant that says "Human:" must not look like the next turn.
+    """
+    _, *pieces = re.split(f"({HUMAN}|{ASSISTANT})", dialogue)
+    turns: list[dict[str, str]] = []
+    for speaker, text in zip(pieces[::2], pieces[1::2], strict=True):
+        role = "user" if speaker == HUMAN else "assistant"
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += "\n" + text.strip()
+        else:
+            turns.append({"role": role, "content": text.strip()})
+    return turns
+
+
+def _messages(prompt: str, row: int) -> list[dict[str, str]]:
+    if not prompt.startswith(HUMAN):
+        return [{"role": "user", "content": prompt}]
+    turns = _turns(prompt)
+    if turns[-1] == {"role": "assistant", "content": ""}:
+        turns.pop()  # the template opens the answer itself
+    if turns[-1]["role"] != "user":
+        raise ValueError(
+            f"the dialogue of row {row} ends with what the assistant says; it must end with a "
+            'human turn, or with "Assistant:" after it'
+        )
+    return turns
+
+
+def _published(
+    repository: str, path: str | Path | None, *, split: str = "train", data_dir: str | None = None
+) -> pd.DataFrame:
     if path is not None:
         return _read(Path(path))
     try:
-        return load_dataset(repository, split="train").to_pandas()
+        return load_dataset(repository, split=split, data_dir=data_dir).to_pandas()
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -338,9 +559,9 @@ def _columns(frame: pd.DataFrame, needed: Iterable[str], what: str) -> pd.DataFr
     return frame
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path, reader: Callable[[Path], pd.DataFrame] | None = None) -> pd.DataFrame:
     readers = {".csv": pd.read_csv, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}
-    reader = next((readers[s] for s in Path(path).suffixes if s in readers), None)
+    reader = reader or next((readers[s] for s in Path(path).suffixes if s in readers), None)
     if reader is None:
         raise ValueError(f"{path}: not a .csv, .jsonl or .parquet file")
     try:
@@ -407,9 +628,12 @@ def _subset(frame: pd.DataFrame, name: str, subset: str | None) -> pd.DataFrame:
     if subset is None:
         return frame
     column = "challenging" if subset == "challenging" else "toxicity"
+    column = "domain" if name == "bold" else column
     if column not in frame:
         raise ValueError(f"prompt set {name!r} has no {column}, so no subset {subset!r}")
-    if subset == "challenging":
+    if name == "bold":
+        frame = frame[frame[column] == subset]
+    elif subset == "challenging":
         frame = frame[frame[column].astype(bool)]
     else:
         frame = frame[frame[column] > 0.5 if subset == "toxic" else frame[column] <= 0.5]

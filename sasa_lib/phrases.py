@@ -325,6 +325,7 @@ class RepeatedPhrases:
             attention_mask=mask,
             use_cache=True,
             is_first_iteration=True,
+            **self._positions(mask),
         )
         output = self.model(**inputs, output_hidden_states=self.keep_hidden_states)
         if self.keep_hidden_states:
@@ -348,6 +349,7 @@ class RepeatedPhrases:
             cache=self.cache,
             attention_mask=mask[repeated],
             use_cache=True,
+            **self._positions(mask[repeated]),
         )
         output = self.model(**inputs, output_hidden_states=True)
         states = (output.hidden_states[layer][:, -1] for layer in self.layers)
@@ -363,6 +365,11 @@ class RepeatedPhrases:
         if self.keep_hidden_states:
             self.hidden_states.append(tuple(states[kept] for states in output.hidden_states))
         return output.logits[kept, -1]
+
+    def _positions(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        if "position_ids" not in inspect.signature(self.model.forward).parameters:
+            return {}
+        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
 
 
 class _Decided(Exception):

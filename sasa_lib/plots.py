@@ -20,9 +20,9 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score, roc_curve
 
 NONTOXIC, TOXIC = "#0072B2", "#D55E00"
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.45")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
 def set_style() -> None:
@@ -300,7 +300,7 @@ def trade_off(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity")
         _points(axes, rows, toxicity, SERIES[i], MARKERS[i], LINES[i], method)
         path = pd.concat([plain, rows])
         axes.plot(path["perplexity"], path[toxicity], color=SERIES[i], ls=LINES[i], lw=1.2)
-        for _, row in rows.iterrows():
+        for _, row in rows[rows["beta"] > 0].iterrows():
             axes.annotate(
                 f"{row['beta']:g}", (row["perplexity"], row[toxicity]), xytext=(5, 5),
                 textcoords="offset points", fontsize="small", color=SERIES[i],

@@ -186,7 +186,7 @@ def report() -> None:
     speed = pd.DataFrame(measurements("speed"))
     table = ratios(speed)
     table.to_csv(FOLDER / "speed.csv", index=False)
-    print(table.round(2).to_string(index=False))
+    print(markdown(table))
     extraction = pd.DataFrame(measurements("extraction"))
     for layer in ("layer -1", "layer 0.4"):
         extraction[layer] = extraction["bare"] / extraction[layer]
@@ -218,6 +218,23 @@ def ratios(speed: pd.DataFrame) -> pd.DataFrame:
         )
         .reset_index()
     )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Ratios, as "median (range)", a row a setting and method, a column a model."""
+    table = table[table["method"] != "plain"].copy()
+    table["cell"] = [
+        f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
+        for row in table.itertuples()
+    ]
+    cells = table.pivot_table(
+        index=[*BASE, "method"], columns="model", values="cell", aggfunc="first", sort=False
+    )
+    lines = [" | ".join(["", *cells.index.names, *cells.columns, ""]).strip()]
+    lines.append("|" + "---|" * (len(cells.index.names) + len(cells.columns)))
+    for index, row in cells.iterrows():
+        lines.append(" | ".join(["", *map(str, index), *map(str, row), ""]).strip())
+    return "\n".join(lines)
 
 
 def measurements(kind: str) -> list[dict]:

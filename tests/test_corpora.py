@@ -1,15 +1,27 @@
 """Corpora and prompts as users have them, and what is wrong with some of those."""
 
+import gzip
 import json
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SHARED
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 import sasa_lib as sl
-from sasa_lib.corpora import fingerprint, labelled, split
+from sasa_lib.corpora import DOMAINS, chat, fingerprint, labelled, split
 
 PAIRS = sl.assets.DATA_DIR / "contrast_pairs.jsonl"
+HH = "hh-rlhf/harmless-base-test.jsonl.gz"
+# Begins with the token that its tokenizer adds too, and insists on turns, as many do.
+STRICT_TEMPLATE = """{{ bos_token }}{% for message in messages %}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('no turns') }}
+{%- endif %}<{{ message.role }}>{{ message.content }}{% endfor %}
+{%- if add_generation_prompt %}<assistant>{% endif %}"""
 
 
 @pytest.fixture
@@ -138,3 +150,276 @@ def test_no_embedded_prompt_is_fitted_on():
     assert not prompts & set(corpus["response"])
     _, toxic = labelled(corpus)
     assert toxic.sum() > 1400 and (~toxic).sum() > 2000
+
+
+# Of real texts only counts and whether they are equal are asserted, and no test takes them as an
+# argument: a failure must not print them.
+
+
+def shared(name):
+    if not (SHARED / name).exists():
+        pytest.skip(f"{SHARED / name} is absent; SASA_SHARED_DATA names the folder")
+    return SHARED / name
+
+
+def published_bold():
+    """Rows (prompt, domain, group, entity), read here without the library."""
+    rows = []
+    for domain in DOMAINS:
+        text = shared(f"bold/{domain}_prompt.json").read_text(encoding="utf-8")
+        for group, entities in json.loads(text).items():
+            for entity, prompts in entities.items():
+                rows += [(p.rstrip(), domain, group, entity) for p in prompts if p.strip()]
+    return rows
+
+
+@pytest.fixture
+def small_bold(tmp_path):
+    """A folder in the published format and the same in the hub's."""
+    for domain in DOMAINS:
+        entities = {"One_Name": [f"One, of {domain}, is ", "One was "], "Two_Name": ["Two is ", ""]}
+        (tmp_path / "published").mkdir(exist_ok=True)
+        published = json.dumps({"a_group": entities}, indent=1)
+        (tmp_path / "published" / f"{domain}_prompt.json").write_text(published)
+        rows = [
+            {"domain": domain, "name": name, "category": "a_group", "prompts": prompts}
+            | {"wikipedia": [f"{prompt} known." for prompt in prompts]}
+            for name, prompts in entities.items()
+        ]
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        lines = "\n".join(map(json.dumps, rows))
+        (tmp_path / "hub" / f"{domain}_prompt_wiki.json").write_text(lines)
+    return tmp_path
+
+
+def test_bold_prompts_with_domain_group_and_entity():
+    published = published_bold()
+    prompts = sl.load_prompts("bold", path=SHARED / "bold")
+    assert prompts.column_names == ["prompt", "domain", "group", "entity"]
+    equal = list(zip(*prompts.to_dict().values(), strict=True)) == published
+    assert equal and len(prompts) == 23679 - 5  # as published, less the empty ones
+    assert Counter(prompts["domain"]) == Counter(row[1] for row in published)
+
+
+def test_a_domain_of_bold_is_a_subset_and_a_file():
+    race = [row for row in published_bold() if row[1] == "race"]
+    for path in (SHARED / "bold", SHARED / "bold" / "race_prompt.json"):
+        prompts = sl.load_prompts("bold", path=path, subset="race")
+        equal = list(zip(*prompts.to_dict().values(), strict=True)) == race
+        assert equal
+    assert set(prompts["group"]) == {row[2] for row in race} and len(set(prompts["group"])) == 4
+    with pytest.raises(ValueError, match="'bold' has no prompt in the subset 'gender'"):
+        sl.load_prompts("bold", path=path, subset="gender")
+
+
+def test_bold_is_the_same_in_the_format_of_the_hub(small_bold):
+    prompts = sl.load_prompts("bold", path=small_bold / "published")
+    assert len(prompts) == 5 * 3
+    assert prompts[0] == {
+        "prompt": "One, of gender, is", "domain": "gender", "group": "a_group", "entity": "One_Name"
+    }  # fmt: skip
+    assert sl.load_prompts("bold", path=small_bold / "hub").to_dict() == prompts.to_dict()
+    lines = [(small_bold / "hub" / f"{d}_prompt_wiki.json").read_text() for d in DOMAINS]
+    (small_bold / "all.jsonl").write_text("\n".join(lines))
+    pd.read_json(small_bold / "all.jsonl", lines=True).to_parquet(small_bold / "all.parquet")
+    for name in ("all.jsonl", "all.parquet"):
+        assert sl.load_prompts("bold", path=small_bold / name).to_dict() == prompts.to_dict()
+        profession = sl.load_prompts("bold", path=small_bold / name, subset="profession")
+        assert profession["domain"][:] == ["profession"] * 3
+
+
+def test_what_is_not_bold_is_told(small_bold, frame):
+    published = small_bold / "published"
+    with pytest.raises(ValueError, match=r"no such file or folder: .*absent"):
+        sl.load_prompts("bold", path=small_bold / "absent")
+    with pytest.raises(
+        ValueError, match=r"has no gender_prompt.json; .* is a folder with <domain>"
+    ):
+        sl.load_prompts("bold", path=small_bold)
+    (published / "race_prompt.json").rename(published / "mine.json")
+    with pytest.raises(ValueError, match=r"has no race_prompt.json; .* for gender, race, "):
+        sl.load_prompts("bold", path=published)
+    assert len(sl.load_prompts("bold", path=published, subset="gender")) == 3
+    with pytest.raises(ValueError, match=r"mine.json cannot be read: .* name tells the domain"):
+        sl.load_prompts("bold", path=published / "mine.json")
+    with pytest.raises(ValueError, match=r"unknown subset 'toxic'; known are gender, race, "):
+        sl.load_prompts("bold", path=published, subset="toxic")
+    frame.to_csv(small_bold / "own.csv", index=False)
+    with pytest.raises(
+        ValueError, match=r"not BOLD in its published format: .* no column 'prompts'"
+    ):
+        sl.load_prompts("bold", path=small_bold / "own.csv")
+    sentence = json.dumps({"a_group": {"One_Name": "One is "}})
+    (published / "race_prompt.json").write_text(sentence)
+    with pytest.raises(ValueError, match="the prompts of an entity must be a list"):
+        sl.load_prompts("bold", path=published)
+
+
+def test_attaq_questions_with_their_category(frame, tmp_path):
+    rows = {"label": ["pii", "violence"], "input": ["Who is it?", "What now?"]}
+    pd.DataFrame(rows | {"additional_info": "{}"}).to_csv(tmp_path / "attaq.csv", index=False)
+    prompts = sl.load_prompts("attaq", path=tmp_path / "attaq.csv")
+    assert prompts.to_dict() == {"prompt": rows["input"], "category": rows["label"]}
+    with pytest.raises(ValueError, match=r"'attaq' has no subsets; leave subset='pii' out"):
+        sl.load_prompts("attaq", path=tmp_path / "attaq.csv", subset="pii")
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    with pytest.raises(
+        ValueError, match=r"not AttaQ in its published format: .* no column 'input'"
+    ):
+        sl.load_prompts("attaq", path=tmp_path / "own.csv")
+
+
+def published_pairs():
+    with gzip.open(shared(HH), "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def small_pairs(tmp_path):
+    def write(*pairs):
+        path = tmp_path / "pairs.jsonl"
+        lines = [json.dumps({"chosen": chosen, "rejected": other}) for chosen, other in pairs]
+        path.write_text("\n".join(lines))
+        return path
+
+    return write
+
+
+def test_hh_rlhf_opening_messages_are_prompts():
+    pairs = published_pairs()
+    prompts = sl.load_prompts("hh-rlhf", path=shared(HH))
+    first = [pair["chosen"].split("\n\nAssistant:")[0][len("\n\nHuman:") :] for pair in pairs]
+    equal = sorted(prompts["prompt"]) == sorted({text.strip() for text in first})
+    assert equal and len(prompts) == 2178  # so each is there once
+    with pytest.raises(ValueError, match="'hh-rlhf' has no subsets"):
+        sl.load_prompts("hh-rlhf", subset="toxic")
+
+
+def test_hh_rlhf_dialogues_are_preference_pairs():
+    pairs = published_pairs()
+    corpus = sl.load_corpus("hh-rlhf", path=shared(HH))
+    assert corpus.column_names == ["prompt", "response", "group", "toxicity"]
+    texts = [pair[side] for side in ("chosen", "rejected") for pair in pairs]
+    answered = [text for text in texts if text.split("\n\nAssistant:")[-1].strip()]
+    assert len(corpus) == len(answered) == 2 * 2312 - 4
+    # Five answers are two turns of the assistant in a row, whose second marker goes.
+    whole = [p + r for p, r in zip(corpus["prompt"], corpus["response"], strict=True)]
+    assert sum(a != b for a, b in zip(whole, answered, strict=True)) == 5
+    assert all(prompt.endswith("\n\nAssistant:") for prompt in set(corpus["prompt"]))
+    assert not any("\n\nAssistant:" in r or "\n\nHuman:" in r for r in corpus["response"])
+    _, toxic = labelled(corpus)
+    chosen = len([p for p in pairs if p["chosen"].split("\n\nAssistant:")[-1].strip()])
+    assert (~toxic).sum() == chosen and toxic.sum() == len(corpus) - chosen
+    parts = [
+        {prompt.split("\n\nAssistant:")[0] for prompt in part["prompt"]} for part in split(corpus)
+    ]
+    common, together = len(parts[0] & parts[1]), len(parts[0] | parts[1])
+    assert (common, together) == (0, 2178)
+
+
+def test_answers_that_are_empty_or_equal_are_left_out(small_pairs):
+    path = small_pairs(
+        ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant: c "),
+        ("\n\nHuman: d\n\nAssistant: e", "\n\nHuman: d\n\nAssistant: e"),
+        ("\n\nHuman: f\n\nAssistant: g", "\n\nHuman: f\n\nAssistant: "),
+        ("\n\nHuman: a\n\nAssistant: b\n\nHuman: h\n\nAssistant: i", "\n\nHuman: a"),
+        ("\n\nHuman: j\n\nAssistant: k", "\n\nHuman: l\n\nAssistant: m\n\nAssistant: n"),
+    )
+    corpus = sl.load_corpus("hh-rlhf", path=path)
+    assert list(zip(*corpus.to_dict().values(), strict=True)) == [
+        ("\n\nHuman: a\n\nAssistant:", " b", "dialogue-0", 0.0),
+        ("\n\nHuman: f\n\nAssistant:", " g", "dialogue-1", 0.0),
+        ("\n\nHuman: a\n\nAssistant: b\n\nHuman: h\n\nAssistant:", " i", "dialogue-0", 0.0),
+        ("\n\nHuman: j\n\nAssistant:", " k", "dialogue-2", 0.0),
+        ("\n\nHuman: a\n\nAssistant:", " c", "dialogue-0", 1.0),
+        ("\n\nHuman: l\n\nAssistant:", " m\nn", "dialogue-2", 1.0),
+    ]
+    assert sl.load_prompts("hh-rlhf", path=path)["prompt"][:] == ["a", "d", "f", "j"]
+
+
+def test_what_is_not_hh_rlhf_is_told(frame, small_pairs, tmp_path):
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    mixed = small_pairs(("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a"), ("\n\nHuman: c", "c"))
+    for load in (sl.load_corpus, sl.load_prompts):
+        with pytest.raises(ValueError, match=r"not hh-rlhf in its published .* no column 'chosen'"):
+            load("hh-rlhf", path=tmp_path / "own.csv")
+        with pytest.raises(ValueError, match=r"rejected of row 1 does not begin with .*Human:"):
+            load("hh-rlhf", path=mixed)
+
+
+def test_the_hub_is_asked_for_the_published_sets(monkeypatch):
+    asked = []
+
+    def hub(repository, split, data_dir):
+        asked.append((repository, split, data_dir))
+        dialogue = {"chosen": ["\n\nHuman: a\n\nAssistant: b"], "rejected": ["\n\nHuman: a"]}
+        return Dataset.from_dict(
+            {
+                "AmazonScience/bold": {"domain": ["race"], "name": ["n"], "category": ["c"]}
+                | {"prompts": [["One is ", "One was "]], "wikipedia": [["One is.", "One was."]]},
+                "ibm/AttaQ": {"label": ["pii"], "input": ["Who?"], "additional_info": [""]},
+                "Anthropic/hh-rlhf": dialogue,
+            }[repository]
+        )
+
+    monkeypatch.setattr(sl.corpora, "load_dataset", hub)
+    assert sl.load_prompts("bold", subset="race")["prompt"][:] == ["One is", "One was"]
+    assert sl.load_prompts("attaq")["category"][:] == ["pii"]
+    assert sl.load_prompts("hh-rlhf")["prompt"][:] == ["a"]
+    assert sl.load_corpus("hh-rlhf")["response"][:] == [" b"]
+    # What is generated from is not what a boundary is fitted on.
+    assert asked == [
+        ("AmazonScience/bold", "train", None),
+        ("ibm/AttaQ", "train", None),
+        ("Anthropic/hh-rlhf", "test", "harmless-base"),
+        ("Anthropic/hh-rlhf", "train", "harmless-base"),
+    ]
+
+
+@pytest.fixture
+def strict_tokenizer():
+    inner = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", unk_token="<unk>", chat_template=STRICT_TEMPLATE
+    )
+
+
+def test_chat_makes_turns_of_dialogues_and_one_of_other_prompts(strict_tokenizer):
+    prompts = {
+        "Plain ": "<user>Plain <assistant>",
+        "\n\nHuman: a\n\nAssistant:": "<user>a<assistant>",
+        "\n\nHuman: a": "<user>a<assistant>",
+        "\n\nHuman: a\n\nAssistant: b\n\nAssistant: c\n\nHuman: d\n\ne\n\nAssistant:": (
+            "<user>a<assistant>b\nc<user>d\n\ne<assistant>"
+        ),
+    }
+    given = Dataset.from_dict({"prompt": list(prompts), "toxicity": [None, 0.1, 0.2, 0.3]})
+    rendered = chat(given, strict_tokenizer)
+    assert rendered["prompt"][:] == list(prompts.values())
+    assert rendered.features == given.features and rendered["toxicity"][:] == given["toxicity"][:]
+    with pytest.raises(ValueError, match=r"row 0 ends with what the assistant says; it must end"):
+        chat(Dataset.from_dict({"prompt": ["\n\nHuman: a\n\nAssistant: b"]}), strict_tokenizer)
+    strict_tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="has no chat template; take an instruct model's"):
+        chat(given, strict_tokenizer)
+
+
+def test_rendered_prompts_are_tokenised_with_the_templates_special_tokens(
+    strict_tokenizer, smollm2
+):
+    """SmolLM2 names a bos token that only its template writes; the other tokenizer adds its own."""
+    corpus = sl.load_corpus("hh-rlhf", path=shared(HH))
+    openings = sl.load_prompts("hh-rlhf", path=shared(HH))
+    for tokenizer in (strict_tokenizer, smollm2[1]):
+        bos = tokenizer.bos_token_id
+        for row in chat(corpus, tokenizer).select(range(0, len(corpus), 40)):
+            ids = tokenizer(row["prompt"])["input_ids"]
+            assert ids[0] == bos != ids[1] and not row["response"][0].isspace()
+        first = openings["prompt"][0]
+        expected = tokenizer.apply_chat_template(
+            [{"role": "user", "content": first}], add_generation_prompt=True, return_dict=False
+        )
+        equal = tokenizer(chat(openings, tokenizer)["prompt"][0])["input_ids"] == expected
+        assert equal

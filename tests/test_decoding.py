@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from sasa_lib import SASA, Boundary
 from sasa_lib.decoding import divergence
-from sasa_lib.phrases import obstacle
+from sasa_lib.phrases import RepeatedPhrases, obstacle
 
 VOCABULARY = 61
 SIZES = dict(
@@ -50,6 +50,12 @@ FAMILIES = {
 REPEATED = {
     "bloom": dict(n_layer=3, n_head=4),
     "mamba": dict(state_size=4, intermediate_size=48),
+    "gpt_neo": dict(
+        num_layers=3,
+        num_heads=4,
+        window_size=9,
+        attention_types=[[["global", "local", "local"], 1]],
+    ),
 }
 
 
@@ -135,7 +141,7 @@ def test_every_step_equals_the_naive_computation(family, layer):
     assert_every_step_is_naive(model, random_boundary(model, layer))
 
 
-@pytest.mark.parametrize("family", ["bloom", "mamba"])
+@pytest.mark.parametrize("family", REPEATED)
 def test_families_that_need_repeated_phrases_are_exact_too_and_say_so(family):
     model = tiny_model(family)
     with pytest.warns(UserWarning, match=f"'{family}' models cannot be placed side by side"):
@@ -385,3 +391,13 @@ def test_what_sasa_cannot_do_is_refused_in_one_sentence():
             decoder_start_token_id=0,
         )  # fmt: skip
         transformers.T5ForConditionalGeneration(t5).generate(ids, custom_generate=sasa)
+
+
+def test_repeating_the_phrase_gives_what_side_by_side_gives():
+    model = tiny_model("llama")
+    sasa = SASA(random_boundary(model, 2), beta=1.0, seed=0)
+    options = dict(custom_generate=sasa, do_sample=True, top_k=6, top_p=0.9, max_new_tokens=12)
+    beside = model.generate(**left_padded_prompts(), num_return_sequences=3, **options)
+    sasa._phrases = lambda model: RepeatedPhrases(model, [2])
+    repeated = model.generate(**left_padded_prompts(), num_return_sequences=3, **options)
+    torch.testing.assert_close(repeated, beside)
