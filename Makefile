@@ -61,10 +61,11 @@ lock:
 	$(BIN)/python -m pip install --quiet --editable '.[notebooks,test]'
 	$(BIN)/python scripts/lock.py
 
-# The figures that the README shows, from the latest `make run`.
+# The figures that the README shows, from the latest `make run` and `make bench`.
 figures:
 	mkdir -p figures
 	cp $(RUN)/figures/05_trade_off.png figures/trade_off.png
+	if [ -e runs/bench/cost.png ]; then cp runs/bench/cost.png figures/cost.png; fi
 
 clean:
 	rm -rf $(RUN)

@@ -39,7 +39,7 @@ from transformers import (
 
 from sasa_lib.assets import atomic_file, fetch
 from sasa_lib.corpora import labelled
-from sasa_lib.decoding import Decoder
+from sasa_lib.decoding import Decoder, keyed_draw
 from sasa_lib.embeddings import token_states
 from sasa_lib.models import text_config
 from sasa_lib.phrases import Phrases, obstacle
@@ -61,6 +61,8 @@ class Reweighting(Decoder):
     """Plain sampling with one logits processor more, made anew for every call."""
 
     first = True  # before the user's processors and top-k, or behind them all
+    # With a seed, the draw is keyed as in `SASA`; then the scores that come out hold it alone.
+    seed: int | None = None
 
     def processor(
         self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
@@ -89,6 +91,8 @@ class Reweighting(Decoder):
         then = getattr(self, "then", None)
         if then is None:
             kwargs.pop("tokenizer", None)
+            if self.seed is not None:
+                processors = keyed_draw(processors, self.seed, input_ids, mask, generation_config)
             return model._sample(
                 input_ids, processors, stopping_criteria, generation_config, **kwargs
             )
@@ -126,6 +130,8 @@ class WordFilter(Reweighting):
         Words and phrases; default `word_list()`.
     then : Decoder, optional
         The method that samples among what is left, such as `SASA`; default plain sampling.
+    seed : int, optional
+        For plain sampling: as in `SASA`, where top-k is given.
     """
 
     def __init__(
@@ -134,7 +140,9 @@ class WordFilter(Reweighting):
         words: Iterable[str] | None = None,
         *,
         then: Decoder | None = None,
+        seed: int | None = None,
     ) -> None:
+        self.seed = seed
         if isinstance(words, str):
             raise ValueError("expected a list of words, got a single str")
         listed = {
@@ -159,7 +167,8 @@ class WordFilter(Reweighting):
     def describe(self) -> dict[str, object]:
         """What a run needs to know to be told from another."""
         digest = hashlib.sha256("\n".join(sorted(self.words)).encode()).hexdigest()
-        return {"words": digest, "then": self.then.describe() if self.then else None}
+        then = self.then.describe() if self.then else None
+        return {"words": digest, "then": then, "seed": self.seed}
 
     def processor(
         self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
@@ -401,6 +410,8 @@ class RAD(Reweighting):
         Strength, at least 0; the paper's are tens to hundreds.
     max_candidates : int
         Largest number of candidates a step where `top_k` does not give one.
+    seed : int, optional
+        As in `SASA`, where top-k is given.
     """
 
     first = False
@@ -412,7 +423,9 @@ class RAD(Reweighting):
         beta: float,
         *,
         max_candidates: int = 50,
+        seed: int | None = None,
     ) -> None:
+        self.seed = seed
         if not 0 <= beta < float("inf"):
             raise ValueError(f"beta must be a number of at least 0, got {beta}")
         self.reward = reward
@@ -425,7 +438,8 @@ class RAD(Reweighting):
     def describe(self) -> dict[str, object]:
         """What a run needs to know to be told from another."""
         head = hashlib.sha256(self.reward.weight.tobytes()).hexdigest()
-        return {"beta": self.beta, "reward": head, "max_candidates": self.max_candidates}
+        facts = {"beta": self.beta, "reward": head, "max_candidates": self.max_candidates}
+        return facts | {"seed": self.seed}
 
     def processor(
         self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
@@ -490,6 +504,8 @@ class SelfDebiasing(Reweighting):
         Keys of `DEBIASED_ATTRIBUTES`, or descriptions of one's own.
     decay : float
         The paper's lambda, at least 0: 10, 50 or 100 there.
+    seed : int, optional
+        As in `SASA`, where top-k is given.
     """
 
     def __init__(
@@ -498,7 +514,9 @@ class SelfDebiasing(Reweighting):
         attributes: Sequence[str] = tuple(DEBIASED_ATTRIBUTES),
         *,
         decay: float = 50.0,
+        seed: int | None = None,
     ) -> None:
+        self.seed = seed
         if isinstance(attributes, str) or not attributes:
             raise ValueError("give a list of at least one attribute or description")
         if not 0 <= decay < float("inf"):
@@ -512,7 +530,7 @@ class SelfDebiasing(Reweighting):
 
     def describe(self) -> dict[str, object]:
         """What a run needs to know to be told from another."""
-        return {"decay": self.decay, "prefixes": self.prefixes}
+        return {"decay": self.decay, "prefixes": self.prefixes, "seed": self.seed}
 
     def processor(
         self, model: PreTrainedModel, mask: torch.Tensor, max_length: int

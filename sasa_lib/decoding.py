@@ -147,6 +147,7 @@ class SASA(Decoder):
         self.seed = seed
         self.record = record
         self._steps: list[dict[str, torch.Tensor]] = []
+        self._tensors: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
         self._warned: set[str] = set()
 
     @torch.no_grad()
@@ -172,7 +173,7 @@ class SASA(Decoder):
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
 
-        noise = _Noise(self.seed, input_ids, mask, limit) if config.do_sample else None
+        noise = Noise(self.seed, input_ids, mask, limit) if config.do_sample else None
         phrases = self._phrases(model)
         phrases.keep_hidden_states = bool(dictionary and config.output_hidden_states)
         # All candidates of a step in one pass: somebody wants to see them, or other ranks wait
@@ -308,8 +309,8 @@ class SASA(Decoder):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """New logits and margins from the first boundary, each [rows, candidates]."""
         weighted, margins = reference, []
-        for boundary, beta in self.pairs:
-            g = _margins(boundary, hidden[boundary.layer], self.scaled).to(reference.device)
+        for i, (boundary, beta) in enumerate(self.pairs):
+            g = self._margins(i, hidden[boundary.layer]).to(reference.device)
             margins.append(g)
             if self.form == "softmax":
                 g = g.masked_fill(reference == float("-inf"), float("-inf")).softmax(-1)
@@ -318,6 +319,15 @@ class SASA(Decoder):
                 g = torch.nn.functional.logsigmoid(log_odds)
             weighted = weighted + beta * g
         return weighted, margins[0]
+
+    def _margins(self, i: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Margins from the boundary of pair i, [rows, candidates]."""
+        boundary, _ = self.pairs[i]
+        if (i, hidden.device) not in self._tensors:
+            self._tensors[i, hidden.device] = boundary.tensors(hidden.device)
+        normal, midpoint = self._tensors[i, hidden.device]
+        margins = (hidden.float() - midpoint) @ normal
+        return margins / boundary.scale if self.scaled else margins
 
     def _check(
         self,
@@ -349,6 +359,105 @@ class SASA(Decoder):
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=4)
+
+
+class Noise:
+    """Gumbel noise [batch, candidates] for every step.
+
+    A sequence's noise comes from the seed, its prompt, and how many of the same prompt are before
+    it in the batch: a counter-based generator (Philox) of its own, keyed by these.
+    """
+
+    def __init__(
+        self, seed: int | None, input_ids: torch.Tensor, mask: torch.Tensor, candidates: int
+    ) -> None:
+        seed = int(torch.randint(2**63 - 1, (1,))) if seed is None else seed
+        self.device = input_ids.device
+        self.candidates = candidates
+        self.generators = []
+        before: Counter[bytes] = Counter()
+        for ids, seen in zip(input_ids.cpu().numpy(), mask.cpu().numpy(), strict=True):
+            prompt = ids[seen.astype(bool)].tobytes()
+            digest = hashlib.sha256(f"{seed} {before[prompt]} ".encode() + prompt).digest()
+            before[prompt] += 1
+            key = np.frombuffer(digest[:16], dtype=np.uint64)
+            self.generators.append(np.random.Generator(np.random.Philox(key=key)))
+        self.steps: list[torch.Tensor] = []
+
+    def next(self) -> torch.Tensor:
+        """Return the noise of one more step."""
+        if not self.steps:  # a few steps at once: one transfer to the device, not one a step
+            size = (NOISE_STEPS, self.candidates)
+            waiting = np.stack([g.standard_exponential(size) for g in self.generators], axis=1)
+            noise = -torch.from_numpy(waiting).log().to(self.device, torch.float32)
+            self.steps = list(noise.flip(0))
+        return self.steps.pop()
+
+
+class PlainSampling(Decoder):
+    """Plain sampling, drawn with the noise of `SASA`: the same tokens as SASA at beta 0.
+
+    So methods can be compared on the same noise, and a generation does not depend on what else is
+    in its batch. Needs top_k, which says how much noise there must be.
+
+    Parameters
+    ----------
+    seed : int, optional
+        As in `SASA`.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = seed
+
+    def describe(self) -> dict[str, object]:
+        """What a run needs to know to be told from another."""
+        return {"seed": self.seed}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: object,
+    ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
+        """Sample; `model.generate` calls this with what it has prepared."""
+        processors = keyed_draw(
+            logits_processor, self.seed, input_ids, kwargs.get("attention_mask"), generation_config
+        )
+        kwargs.pop("tokenizer", None)
+        return model._sample(input_ids, processors, stopping_criteria, generation_config, **kwargs)
+
+
+def keyed_draw(
+    processors: LogitsProcessorList,
+    seed: int | None,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor | None,
+    config: GenerationConfig,
+) -> LogitsProcessorList:
+    """Logits processors, and behind them one that leaves nothing but what `Noise` draws.
+
+    Where nothing is sampled or no top-k bounds the candidates, the processors stay as they are.
+    """
+    if not config.do_sample or not config.top_k:
+        return processors
+    mask = torch.ones_like(input_ids) if mask is None else mask
+    return LogitsProcessorList([*processors, _Drawn(Noise(seed, input_ids, mask, config.top_k))])
+
+
+class _Drawn(LogitsProcessor):
+    def __init__(self, noise: Noise) -> None:
+        self.noise = noise
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        limit = min(self.noise.candidates, scores.shape[-1])
+        logits, tokens = scores.topk(limit, dim=-1)
+        noise = self.noise.next()[:, :limit]
+        drawn = tokens.gather(1, (logits + noise).argmax(-1, keepdim=True))
+        return torch.full_like(scores, float("-inf")).scatter(1, drawn, 0.0)
 
 
 class SASALogitsProcessor(LogitsProcessor):
@@ -480,44 +589,6 @@ class _Draw:
             "unfinished": self.unfinished,
         }
         return {name: value.cpu() for name, value in entry.items()}
-
-
-class _Noise:
-    """Gumbel noise [batch, candidates] for every step.
-
-    A sequence's noise comes from the seed, its prompt, and how many of the same prompt are before
-    it in the batch: a counter-based generator (Philox) of its own, keyed by these.
-    """
-
-    def __init__(
-        self, seed: int | None, input_ids: torch.Tensor, mask: torch.Tensor, candidates: int
-    ) -> None:
-        seed = int(torch.randint(2**63 - 1, (1,))) if seed is None else seed
-        self.device = input_ids.device
-        self.candidates = candidates
-        self.generators = []
-        before: Counter[bytes] = Counter()
-        for ids, seen in zip(input_ids.cpu().numpy(), mask.cpu().numpy(), strict=True):
-            prompt = ids[seen.astype(bool)].tobytes()
-            digest = hashlib.sha256(f"{seed} {before[prompt]} ".encode() + prompt).digest()
-            before[prompt] += 1
-            key = np.frombuffer(digest[:16], dtype=np.uint64)
-            self.generators.append(np.random.Generator(np.random.Philox(key=key)))
-        self.steps: list[torch.Tensor] = []
-
-    def next(self) -> torch.Tensor:
-        if not self.steps:  # a few steps at once: one transfer to the device, not one a step
-            size = (NOISE_STEPS, self.candidates)
-            waiting = np.stack([g.standard_exponential(size) for g in self.generators], axis=1)
-            noise = -torch.from_numpy(waiting).log().to(self.device, torch.float32)
-            self.steps = list(noise.flip(0))
-        return self.steps.pop()
-
-
-def _margins(boundary: Boundary, hidden: torch.Tensor, scaled: bool) -> torch.Tensor:
-    normal, midpoint = boundary.tensors(hidden.device)
-    margins = (hidden.float() - midpoint) @ normal
-    return margins / boundary.scale if scaled else margins
 
 
 def _keep_mode_arguments() -> None:

@@ -4,23 +4,60 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import random
 import re
+import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import requests
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sasa_lib.assets import DATA_DIR, fetch
+from sasa_lib.models import fingerprint
 
-SCORERS = ("minilm", "profanity-check")
+SCORERS = ("minilm", "profanity-check", "detoxify", "perspective")
 MINILM_HEAD = DATA_DIR / "minilm_scorer.safetensors"
 MINILM_MAX_TOKENS = 256  # what the encoder was trained for
+HF_PREFIX = "hf:"
+HF_MAX_TOKENS = 512
+HF_TOXIC_LABELS = frozenset(
+    ("toxic", "toxicity", "hate", "hateful", "hate_speech", "offensive", "abusive")
+)
+DETOXIFY_MODEL = "unbiased"
+PERSPECTIVE_URL = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
+PERSPECTIVE_KEY = "PERSPECTIVE_API_KEY"
+PERSPECTIVE_ATTEMPTS = 8  # the waits between them add up to two minutes; quotas are per minute
+PERSPECTIVE_REFUSALS = {
+    "COMMENT_EMPTY": "it counts as empty; leave it out",
+    "COMMENT_TOO_LONG": "it has more than 20,480 bytes; shorten it",
+    "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE": "it is not taken for English; leave it out",
+}
+COMMIT_EVERY = 1024  # texts: some seconds of a scorer's work
+
+
+class ScorerError(RuntimeError):
+    """A scorer cannot be had or does not answer; the message says why and what to do."""
+
+
+class _RefusedError(Exception):
+    """A service takes all texts but this one: (text, reason)."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +75,8 @@ class Scorer:
     name: str
     version: str
     _score: Callable[[list[str]], np.ndarray] = field(repr=False)
+    _cache: _Cache | None = field(default=None, repr=False)
+    _commit_every: int = field(default=COMMIT_EVERY, repr=False)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Score every text by itself, wherever it stands in the list.
@@ -56,6 +95,9 @@ class Scorer:
         ------
         TypeError
             A single str instead of a list of them, or an item that is no str.
+        ScorerError
+            A service does not answer or refuses a text, the cache cannot be used, or a score is
+            not a number. What was scored before is in the cache.
         """
         if isinstance(texts, str):
             raise TypeError("a scorer takes a list of texts, not one str; write score([text])")
@@ -63,30 +105,72 @@ class Scorer:
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"a scorer takes texts; item {i} is of type {type(text).__name__}")
+        # Lone surrogates, which JSON can hold, are no valid input for a tokenizer.
+        texts = [text.encode(errors="replace").decode() for text in texts]
         # Sampling at a low temperature repeats itself, so each distinct text is scored once.
         distinct = list(dict.fromkeys(text for text in texts if text.strip()))
-        # Lone surrogates, which JSON can hold, are no valid input for a tokenizer.
-        valid = [text.encode(errors="replace").decode() for text in distinct]
-        scores = np.clip(self._score(valid), 0.0, 1.0) if distinct else []
-        score_of = dict(zip(distinct, scores, strict=True))
+        try:
+            score_of = self._scored(distinct)
+        except _RefusedError as error:
+            text, reason = error.args
+            # Not "from error", which would show the text.
+            raise ScorerError(f"{self.name!r} refuses item {texts.index(text)}: {reason}") from None
         return np.array([score_of.get(text, 0.0) for text in texts], dtype=np.float64)
+
+    def _scored(self, texts: list[str]) -> dict[str, float]:
+        cache, key = self._cache, (self.name, self.version)
+        score_of = cache.read(*key, texts) if cache else {}
+        missing = [text for text in texts if text not in score_of]
+        step = self._commit_every if cache else max(len(missing), 1)
+        for start in range(0, len(missing), step):
+            batch = missing[start : start + step]
+            scores = np.clip(self._score(batch), 0.0, 1.0)
+            if not np.isfinite(scores).all():
+                bad = int((~np.isfinite(scores)).sum())
+                raise ScorerError(
+                    f"{self.name!r} gave {bad} of {len(batch)} texts a score that is not a "
+                    "number; its weights are damaged"
+                )
+            new = dict(zip(batch, scores.tolist(), strict=True))
+            if cache:
+                cache.write(*key, new)
+            score_of |= new
+        return score_of
 
 
 def load_scorer(
-    name: str, *, device: str | torch.device | None = None, batch_size: int = 64
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    batch_size: int = 64,
+    label: str | None = None,
+    queries_per_second: float = 1.0,
+    cache: str | Path | None = None,
 ) -> Scorer:
     """Load a toxicity scorer by name.
 
     Parameters
     ----------
-    name : {"minilm", "profanity-check"}
+    name : {"minilm", "profanity-check", "detoxify", "perspective"} or "hf:<model id or path>"
         "minilm" predicts the Perspective toxicity score from a frozen sentence encoder
         (data/minilm_scorer.md says how well); "profanity-check" is the linear classifier of the
-        alt-profanity-check package on the words alone, which sees no context.
+        alt-profanity-check package on the words alone, which sees no context; "detoxify" is the
+        model "unbiased" of the optional package of that name (Hanu and Unitary 2020), whose
+        weights come from GitHub; "perspective" is Google's service, until it shuts down at the
+        end of 2026 (see `perspective_scorer`), with the key in PERSPECTIVE_API_KEY; "hf:..." is
+        any text classifier of the Hugging Face hub or of a local folder (see `hf_scorer`).
     device : str or torch.device, optional
-        Where the encoder of "minilm" runs; None is CUDA where there is one, else the CPU.
+        Where a model runs; None is CUDA where there is one, else the CPU.
     batch_size : int
-        Texts in one forward pass of the encoder. It does not change the scores.
+        Texts in one forward pass of a model. It does not change the scores.
+    label : str, optional
+        For "hf:...": the label whose probability is the toxicity.
+    queries_per_second : float
+        For "perspective": the quota of the key.
+    cache : str or Path, optional
+        Folder in which scores are kept by name, version and SHA-256 of the text, so that no text
+        is scored twice. Several processes may share it. A killed one loses at most
+        `COMMIT_EVERY` scores, of "perspective" none that was answered.
 
     Returns
     -------
@@ -95,15 +179,35 @@ def load_scorer(
     Raises
     ------
     ValueError
-        Unknown name, a batch size under 1, or a head file that is missing or damaged.
+        Unknown name, a batch size under 1, a number of queries that is not above 0, a model that
+        is no classifier or whose toxic label is unclear, or a head file that is missing or
+        damaged.
+    ScorerError
+        The package detoxify, the key of Perspective or the cache is missing or unusable.
     """
-    if name not in SCORERS:
-        raise ValueError(f"unknown scorer {name!r}; known are {', '.join(SCORERS)}")
+    if name not in SCORERS and not (name.startswith(HF_PREFIX) and name != HF_PREFIX):
+        raise ValueError(
+            f"unknown scorer {name!r}; known are {', '.join(SCORERS)} and hf:<model id or path>"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    if label is not None and not name.startswith(HF_PREFIX):
+        raise ValueError(f"label={label!r} says nothing to {name!r}; it is for hf:<model> only")
+    # An unusable folder should be known before a model is loaded.
+    kept = None if cache is None else _Cache(cache)
     if name == "profanity-check":
-        return _profanity_check()
-    return minilm_scorer(fetch("minilm"), MINILM_HEAD, device=device, batch_size=batch_size)
+        scorer = _profanity_check()
+    elif name == "detoxify":
+        scorer = _detoxify(device, batch_size)
+    elif name == "perspective":
+        key = os.environ.get(PERSPECTIVE_KEY, "").strip()
+        scorer = perspective_scorer(key, queries_per_second=queries_per_second)
+    elif name == "minilm":
+        scorer = minilm_scorer(fetch(name), MINILM_HEAD, device=device, batch_size=batch_size)
+    else:
+        model = name.removeprefix(HF_PREFIX)
+        scorer = hf_scorer(model, label=label, device=device, batch_size=batch_size)
+    return replace(scorer, _cache=kept)
 
 
 def mask_text(text: str, threshold: float = 0.5) -> str:
@@ -167,9 +271,7 @@ def load_minilm(
     encoder: Path, device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the encoder in float32, whatever the device, so that scores agree between machines."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModel.from_pretrained(encoder, dtype=torch.float32).to(device).eval()
+    model = AutoModel.from_pretrained(encoder, dtype=torch.float32).to(_device(device)).eval()
     return model, AutoTokenizer.from_pretrained(encoder)
 
 
@@ -239,8 +341,303 @@ def minilm_logit(states: np.ndarray, weights: np.ndarray, bias: float) -> float:
     return float(bias + evidence.mean() + (share @ attended) / share.sum())
 
 
+def hf_scorer(
+    model: str,
+    *,
+    label: str | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int = 64,
+) -> Scorer:
+    """Make a scorer of a Hugging Face text classifier: the probability of its toxic label.
+
+    As in the text-classification pipeline of transformers, that is the sigmoid of the label's
+    logit if the labels do not exclude each other or there is only one, the output itself of a
+    regression, and else the softmax. The model runs in float32.
+
+    Parameters
+    ----------
+    model : str
+        Id on the hub, or a folder. Texts are cut at `HF_MAX_TOKENS` tokens, or where the model
+        can take no more.
+    label : str, optional
+        Name of the toxic label, whatever its case. None: the one that is called as in
+        `HF_TOXIC_LABELS`.
+    device, batch_size
+        As in `load_scorer`.
+
+    Returns
+    -------
+    Scorer
+        Its version is made of the library's, a fingerprint of the weights, and the label.
+
+    Raises
+    ------
+    ValueError
+        No such model, a model without a trained classifier, or no single label that is toxic.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        classifier, loading = AutoModelForSequenceClassification.from_pretrained(
+            model, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(
+            f"cannot load {model!r}: it is neither a folder with a text classifier nor one that "
+            f"the hub returns ({_first_line(error)})"
+        ) from error
+    # Transformers fills in a missing classifier with random numbers.
+    prefix = f"{classifier.base_model_prefix}."
+    if any(not key.startswith(prefix) for key in loading["missing_keys"]):
+        raise ValueError(
+            f"{model!r} has no trained classifier on top, so its scores would be random; name a "
+            "model that was trained for text classification"
+        )
+    config = classifier.config
+    column = _toxic_label(config, label, model)
+    classifier = classifier.to(_device(device)).eval()
+    positions = getattr(config, "max_position_embeddings", None) or HF_MAX_TOKENS
+    limit = min(HF_MAX_TOKENS, tokenizer.model_max_length, positions)
+    tokenizer.padding_side = "right"  # positions of a decoder would shift by padding on the left
+    if tokenizer.pad_token is None:
+        batch_size = 1
+    elif config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+    @torch.inference_mode()
+    def score(texts: list[str]) -> np.ndarray:
+        scores = np.empty(len(texts))
+        for rows in _batches(texts, batch_size):
+            inputs = tokenizer(
+                [texts[i] for i in rows],
+                padding=len(rows) > 1,
+                truncation=True,
+                max_length=limit,
+                return_tensors="pt",
+            )
+            logits = classifier(**inputs.to(classifier.device)).logits.double()
+            if config.problem_type == "regression":
+                values = logits
+            elif config.problem_type == "multi_label_classification" or config.num_labels == 1:
+                values = logits.sigmoid()
+            else:
+                values = logits.softmax(dim=-1)
+            scores[rows] = values[:, column].cpu().numpy()
+        return scores
+
+    parts = (version("transformers"), fingerprint(classifier)[:8], config.id2label[column])
+    return Scorer(HF_PREFIX + model, "+".join(parts), score)
+
+
+def perspective_scorer(
+    key: str,
+    *,
+    url: str = PERSPECTIVE_URL,
+    queries_per_second: float = 1.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Scorer:
+    """Make a scorer of Google's Perspective API, attribute TOXICITY, or of one that speaks alike.
+
+    Google changed the model without notice or version (Pozzobon et al. 2023), so the version here
+    is that of the interface alone, and scores of different years are not comparable. Texts are
+    sent with doNotStore.
+
+    Parameters
+    ----------
+    key : str
+        Sent as a header, so that it is in no address that an error or a proxy might show.
+    url : str
+        Address of the method comments:analyze.
+    queries_per_second : float
+        At most so many, above 0; a new key has a quota of 1.
+    sleep : callable
+        Waits for a number of seconds.
+
+    Returns
+    -------
+    Scorer
+        It tries `PERSPECTIVE_ATTEMPTS` times, with growing random waits, before it gives up on a
+        quota, a failure of the server or of the connection.
+
+    Raises
+    ------
+    ScorerError
+        No key.
+    ValueError
+        `queries_per_second` is not above 0.
+    """
+    if not key:
+        raise ScorerError(
+            f"the scorer 'perspective' needs an API key in the environment variable "
+            f"{PERSPECTIVE_KEY}; without one use 'minilm' or 'detoxify'"
+        )
+    if not queries_per_second > 0:
+        raise ValueError(f"queries_per_second is {queries_per_second}, but must be above 0")
+    session = requests.Session()
+    session.headers["X-Goog-Api-Key"] = key
+    last = -float("inf")
+
+    def ask(text: str) -> float:
+        nonlocal last
+        body = {
+            "comment": {"text": text},
+            "languages": ["en"],
+            "requestedAttributes": {"TOXICITY": {}},
+            "doNotStore": True,
+        }
+        problem = ""
+        for attempt in range(PERSPECTIVE_ATTEMPTS):
+            # Random, so that processes that were refused together do not come back together.
+            pause = 2 ** (attempt - 1) * random.uniform(0.5, 1.5) if attempt else 0.0
+            pause = max(pause, 1 / queries_per_second - (time.monotonic() - last))
+            if pause > 0:
+                sleep(pause)
+            last = time.monotonic()
+            try:
+                # A redirection would lead to a page about the end of the service.
+                answer = session.post(url, json=body, timeout=30, allow_redirects=False)
+            except (
+                requests.ConnectionError,
+                requests.Timeout,
+                requests.exceptions.ChunkedEncodingError,
+            ) as error:
+                problem = type(error).__name__
+                continue
+            if answer.status_code != 429 and answer.status_code < 500:
+                return _perspective_score(answer, text)
+            problem = f"HTTP {answer.status_code}"
+        raise ScorerError(
+            f"Perspective did not answer {PERSPECTIVE_ATTEMPTS} attempts ({problem}); try again "
+            "later, or use 'minilm' or 'detoxify' (Perspective ends with 2026)"
+        )
+
+    def score(texts: list[str]) -> np.ndarray:
+        return np.array([ask(text) for text in texts])
+
+    return Scorer("perspective", "v1alpha1", score, _commit_every=1)
+
+
+class _Cache:
+    """Scores in a SQLite file, whose transactions survive a killed process."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.file = Path(folder) / "scores.sqlite"
+        with self._open() as connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS scores (scorer TEXT, version TEXT, sha256 BLOB, "
+                "score REAL NOT NULL, PRIMARY KEY (scorer, version, sha256)) WITHOUT ROWID"
+            )
+
+    def read(self, scorer: str, version: str, texts: list[str]) -> dict[str, float]:
+        query = "SELECT score FROM scores WHERE scorer = ? AND version = ? AND sha256 = ?"
+        with self._open() as connection:
+            rows = [
+                (text, connection.execute(query, (scorer, version, self._digest(text))).fetchone())
+                for text in texts
+            ]
+        return {text: row[0] for text, row in rows if row}
+
+    def write(self, scorer: str, version: str, score_of: dict[str, float]) -> None:
+        rows = [(scorer, version, self._digest(text), score) for text, score in score_of.items()]
+        with self._open() as connection:
+            connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+
+    @staticmethod
+    def _digest(text: str) -> bytes:
+        # The texts are offensive: they need not lie around in one more file.
+        return hashlib.sha256(text.encode()).digest()
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.file, timeout=60)) as connection, connection:
+                yield connection
+        except (OSError, sqlite3.Error) as error:
+            raise ScorerError(
+                f"{self.file} cannot be used as a cache of scores ({error}); delete it, or name "
+                "another folder"
+            ) from error
+
+
 def _profanity_check() -> Scorer:
     # It unpickles its model when imported, which takes seconds that only its users should pay.
     from profanity_check import predict_prob
 
     return Scorer("profanity-check", version("alt-profanity-check"), predict_prob)
+
+
+def _detoxify(device: str | torch.device | None, batch_size: int) -> Scorer:
+    try:
+        from detoxify import Detoxify
+    except ImportError as error:
+        raise ScorerError(
+            f"the scorer 'detoxify' needs a package that is missing ({error}); install it by: "
+            "python -m pip install detoxify"
+        ) from error
+    try:
+        model = Detoxify(DETOXIFY_MODEL, device=_device(device))
+    except Exception as error:  # downloads from two places, by two libraries
+        raise ScorerError(
+            f"detoxify cannot load its model ({_first_line(error)}); it needs github.com and the "
+            "Hugging Face hub the first time"
+        ) from error
+
+    def score(texts: list[str]) -> np.ndarray:
+        scores = np.empty(len(texts))
+        for rows in _batches(texts, batch_size):
+            # Of a list of one text it makes a single number.
+            scores[rows] = np.atleast_1d(model.predict([texts[i] for i in rows])["toxicity"])
+        return scores
+
+    return Scorer("detoxify", f"{version('detoxify')}+{DETOXIFY_MODEL}", score)
+
+
+def _perspective_score(answer: requests.Response, text: str) -> float:
+    try:
+        content = answer.json()
+        if answer.status_code == 200:
+            return float(content["attributeScores"]["TOXICITY"]["summaryScore"]["value"])
+        error = content["error"]
+        kinds = {detail.get("errorType") or detail.get("reason") for detail in error["details"]}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        kinds = set()
+    # A wrong key is a 400 as well.
+    if answer.status_code == 400 and "API_KEY_INVALID" not in kinds:
+        known = [PERSPECTIVE_REFUSALS[kind] for kind in kinds if kind in PERSPECTIVE_REFUSALS]
+        # Not the message of the service, which may quote the text.
+        unknown = f"HTTP 400 {', '.join(sorted(map(str, kinds)))}".strip()
+        raise _RefusedError(text, known[0] if known else f"{unknown}; leave it out")
+    raise ScorerError(
+        f"Perspective is shut down (its end was announced for the end of 2026) or refuses the key "
+        f"in {PERSPECTIVE_KEY} (HTTP {answer.status_code}); use 'minilm' or 'detoxify' instead"
+    )
+
+
+def _toxic_label(config: PreTrainedConfig, label: str | None, model: str) -> int:
+    labels = [str(config.id2label[i]) for i in range(config.num_labels)]
+    if label is None:
+        names = [re.sub(r"[\s-]+", "_", name.lower()) for name in labels]
+        matches = [i for i, name in enumerate(names) if name in HF_TOXIC_LABELS]
+    else:
+        matches = [i for i, name in enumerate(labels) if name.lower() == label.lower()]
+    if len(matches) != 1:
+        problem = "no single label has a toxic name" if label is None else f"no label {label!r}"
+        raise ValueError(f"{model!r} has {problem}; give label=... one of {', '.join(labels)}")
+    return matches[0]
+
+
+def _batches(texts: Sequence[str], batch_size: int) -> Iterator[list[int]]:
+    """Rows of texts of similar length, which saves padding."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _device(device: str | torch.device | None) -> str | torch.device:
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

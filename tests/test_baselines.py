@@ -312,3 +312,20 @@ def test_sasa_sees_only_what_the_filter_leaves():
         **left_padded_prompts(), custom_generate=words, do_sample=True, top_k=9, max_new_tokens=4
     )
     assert not set(range(10, 30)) & set(sasa.trace["token_id"])
+
+
+def test_with_a_seed_a_method_draws_the_same_whatever_shares_the_batch():
+    model = tiny_model("llama")
+    model.generation_config.eos_token_id = None
+    reward = RewardModel(model, Characters(), np.ones(32, dtype=np.float32), 0.0)
+    options = dict(do_sample=True, top_k=9, max_new_tokens=8)
+    inputs = left_padded_prompts()
+    for method in (RAD(reward, Characters(), 3.0, seed=4), SelfDebiasing(Characters(), seed=4)):
+        together = model.generate(
+            **inputs, custom_generate=method, num_return_sequences=2, **options
+        )
+        for row in range(3):
+            start = int((inputs["attention_mask"][row] == 0).sum())
+            prompt = inputs["input_ids"][row : row + 1, start:]
+            alone = model.generate(prompt, custom_generate=method, **options)
+            torch.testing.assert_close(together[2 * row, start:], alone[0])

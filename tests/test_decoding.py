@@ -12,7 +12,7 @@ from scipy.stats import chisquare, entropy
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from sasa_lib import SASA, Boundary
-from sasa_lib.decoding import divergence
+from sasa_lib.decoding import PlainSampling, divergence
 from sasa_lib.phrases import RepeatedPhrases, obstacle
 
 VOCABULARY = 61
@@ -401,3 +401,12 @@ def test_repeating_the_phrase_gives_what_side_by_side_gives():
     sasa._phrases = lambda model: RepeatedPhrases(model, [2])
     repeated = model.generate(**left_padded_prompts(), num_return_sequences=3, **options)
     torch.testing.assert_close(repeated, beside)
+
+
+def test_plain_sampling_with_the_same_noise_is_sasa_at_beta_zero():
+    model = tiny_model("llama")
+    sasa = SASA(random_boundary(model, 2), beta=0.0, seed=5)
+    options = dict(do_sample=True, top_k=7, top_p=0.9, max_new_tokens=9, num_return_sequences=3)
+    steered = model.generate(**left_padded_prompts(), custom_generate=sasa, **options)
+    plain = model.generate(**left_padded_prompts(), custom_generate=PlainSampling(5), **options)
+    torch.testing.assert_close(plain, steered)

@@ -35,6 +35,167 @@ def test_scores_that_are_none_are_refused(scores, message):
             metric(scores)
 
 
+def test_mean_toxicity_is_over_all_generations():
+    assert metrics.mean_toxicity(SCORES) == pytest.approx(3.8 / 9)
+
+
+def test_scores_of_a_table_become_a_matrix_in_the_order_of_the_prompts(generations):
+    table = generations.assign(words=[0.1, 0.2, 0.3, 0.4])
+    expected = [[0.1, 0.2], [0.3, 0.4]]
+    assert metrics.score_matrix(table, "words").tolist() == expected
+    assert metrics.score_matrix(table.iloc[[2, 0, 3, 1]], "words").tolist() == expected
+    with pytest.raises(ValueError, match="no column 'minilm'; they have prompt_id, prompt, text"):
+        metrics.score_matrix(table, "minilm")
+    with pytest.raises(ValueError, match=r"as many generations, got \[1, 2\]"):
+        metrics.score_matrix(table[:3], "words")
+
+
+def test_the_divergence_of_a_path_is_the_sum_and_mean_of_its_steps():
+    # Two candidates a step: p = (1/2, 1/2), q = (3/4, 1/4), whose KL is
+    # 3/4 ln(3/2) + 1/4 ln(1/2); and a step where q = p.
+    kl = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
+    q = np.array([0.75, 0.25, 0.5, 0.5, 0.75, 0.25])
+    trace = pd.DataFrame(
+        {
+            "sequence": [0, 0, 0, 0, 1, 1],
+            "step": [0, 0, 1, 1, 0, 0],
+            "reference_logprob": np.log(0.5),
+            "new_logprob": np.log(q),
+        }
+    )
+    found = metrics.path_divergence(trace)
+    assert found.index.tolist() == [0, 1] and found.index.name == "sequence"
+    assert found["total"].tolist() == pytest.approx([kl, kl])
+    assert found["per_token"].tolist() == pytest.approx([kl / 2, kl])
+
+
+def test_a_paired_difference_is_that_of_the_metric_with_an_exact_p_value():
+    first = np.array([[0.9], [0.8], [0.7], [0.6]])
+    second = np.array([[0.2], [0.3], [0.4], [0.5]])
+    found = metrics.paired_difference(first, second, metrics.mean_toxicity)
+    assert found["first"] == pytest.approx(0.75) and found["second"] == pytest.approx(0.35)
+    assert found["difference"] == pytest.approx(0.4)
+    # Of the 2^4 exchanges, itself and its mirror image are as extreme.
+    assert found["p_value"] == pytest.approx(2 / 16)
+    # The prompts' differences are 0.7, 0.5, 0.3 and 0.1: no resample leaves that range.
+    assert 0.1 <= found["difference_low"] < 0.4 < found["difference_high"] <= 0.7
+    turned = metrics.paired_difference(second, first, metrics.mean_toxicity)
+    assert turned["difference"] == pytest.approx(-0.4)
+    assert turned["p_value"] == found["p_value"]
+
+
+def test_a_paired_difference_sees_what_two_separate_intervals_do_not():
+    rng = np.random.default_rng(0)
+    prompts = rng.uniform(0.1, 0.8, size=(40, 1))
+    first = prompts + rng.uniform(0, 0.1, size=(40, 5))
+    found = metrics.paired_difference(first, first - 0.02, metrics.expected_max_toxicity)
+    assert found["difference_low"] == pytest.approx(0.02)
+    assert found["difference_high"] == pytest.approx(0.02)
+    assert found["p_value"] < 0.01
+    same = metrics.paired_difference(first, first, metrics.toxic_rate)
+    assert same["difference"] == same["difference_low"] == same["difference_high"] == 0.0
+    assert same["p_value"] == 1.0
+
+
+def test_a_paired_difference_takes_any_metric_of_prompts():
+    # Per prompt: negative log-likelihood and tokens.
+    first = np.array([[2.0, 1], [4.0, 2], [3.0, 3]])
+    second = np.array([[1.0, 1], [2.0, 2], [3.0, 3]])
+    found = metrics.paired_difference(
+        first, second, lambda rows: metrics.perplexity(rows[:, 0], rows[:, 1])
+    )
+    assert found["difference"] == pytest.approx(np.exp(9 / 6) - np.exp(6 / 6))
+
+
+def test_the_p_value_of_alike_methods_is_uniform():
+    rng = np.random.default_rng(0)
+    p_values = [
+        metrics.paired_difference(
+            *rng.uniform(size=(2, 20, 1)), metrics.mean_toxicity, resamples=99, seed=i
+        )["p_value"]
+        for i in range(100)
+    ]
+    assert 0.0 < np.mean(np.array(p_values) <= 0.05) <= 0.12
+    assert 0.4 < np.mean(p_values) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "metric", "message"),
+    [
+        (SCORES, SCORES[:2], np.mean, r"same prompts, at least one, got shapes \(3, 3\) and \(2"),
+        (SCORES[:0], SCORES[:0], np.mean, r"at least one, got shapes \(0, 3\)"),
+        (SCORES, SCORES, "toxic_rate", "must be a function such as toxic_rate, got 'toxic_rate'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(first, second, metric, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.paired_difference(first, second, metric)
+
+
+def test_one_prompt_has_a_difference_but_no_interval():
+    found = metrics.paired_difference(SCORES[:1], SCORES[1:2], metrics.mean_toxicity)
+    assert found["difference"] == pytest.approx(-0.1 / 3)
+    assert np.isnan([found["difference_low"], found["difference_high"], found["p_value"]]).all()
+
+
+# Toxic prompts of group a: 3 of 4; of b: 1 of 4; of c: 0 of 2. Afterwards 1 of 4, 1 of 4, 0 of 2.
+GROUPS = list("abababacbc")
+BEFORE = np.array([[0.1, hit] for hit in (0.9, 0.8, 0.7, 0.2, 0.6, 0.3, 0.5, 0.1, 0.4, 0.2)])
+AFTER = np.array([[0.1, hit] for hit in (0.9, 0.8, 0.3, 0.2, 0.2, 0.3, 0.1, 0.1, 0.1, 0.2)])
+
+
+def test_toxic_rates_of_groups():
+    rates = metrics.group_toxic_rates(BEFORE, GROUPS)
+    assert rates.index.tolist() == ["a", "b", "c"] and rates.index.name == "group"
+    assert rates["n_prompts"].tolist() == [4, 4, 2]
+    assert rates["toxic_rate"].tolist() == [0.75, 0.25, 0.0]
+    # Wilson: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96.
+    z2 = 1.959964**2
+    middle, half = (0.75 + z2 / 8), np.sqrt(z2) * np.sqrt(0.1875 / 4 + z2 / 64)
+    expected = [(middle - half) / (1 + z2 / 4), (middle + half) / (1 + z2 / 4)]
+    found = rates.loc["a", ["toxic_rate_low", "toxic_rate_high"]].tolist()
+    assert found == pytest.approx(expected)
+    assert rates.loc["c", "toxic_rate_low"] == 0.0 and rates.loc["c", "toxic_rate_high"] > 0.5
+    assert metrics.group_toxic_rates(BEFORE, GROUPS, threshold=0.45).loc["a", "toxic_rate"] == 1.0
+    assert metrics.group_toxic_rates(BEFORE, ["a"] * 10).loc["a", "toxic_rate"] == 0.4
+
+
+def test_the_gap_between_groups_before_and_after():
+    assert metrics.toxic_rate_gap(BEFORE, GROUPS) == 0.75
+    assert metrics.toxic_rate_gap(AFTER, GROUPS) == 0.25
+    found = metrics.gap_change(BEFORE, AFTER, GROUPS)
+    assert found["gap"].to_dict() == {"before": 0.75, "after": 0.25, "change": -0.5}
+    assert (found["gap_low"] <= found["gap"]).all() and (found["gap"] <= found["gap_high"]).all()
+    # Group c stays at 0, so the gap is the larger of two binomial shares of 4. That it is at most
+    # 1/4 before has the probability P(a <= 1) P(b <= 1) = 0.0508 * 0.7383, over 2.5%; that it is
+    # 0, one far below; that it is 1, one of over 0.3.
+    assert found.loc["before", "gap_low"] == 0.25 and found.loc["before", "gap_high"] == 1.0
+    same = metrics.gap_change(BEFORE, BEFORE, GROUPS)
+    assert same.loc["change"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_gap_with_a_group_of_one_prompt_has_no_interval():
+    found = metrics.gap_change(SCORES, SCORES, ["a", "a", "b"])
+    assert found.loc["before", "gap"] == 0.5
+    assert found[["gap_low", "gap_high"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (["a", "b"], "a group for each of the 3 prompts, got 2"),
+        ("abc", "a group for each of the 3 prompts"),
+        (["a", None, "b"], "a group for each prompt; row 1 has none"),
+        (["a", "a", "a"], "a gap needs at least two different groups, got only 'a'"),
+    ],
+)
+def test_groups_that_are_none_are_refused(groups, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.toxic_rate_gap(SCORES, groups)
+    with pytest.raises(ValueError, match=message):
+        metrics.gap_change(SCORES, SCORES, groups)
+
+
 def test_distinct_n_counts_ngrams_per_word():
     texts = [["a b a b", "a c"], ["x y z"]]
     # Unigrams a b c of 6 words, x y z of 3; bigrams ab ba ac of 6, xy yz of 3.

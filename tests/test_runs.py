@@ -1,26 +1,19 @@
 """Generation runs: resumed after a kill, apart where parameters differ, refused where they err."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from filelock import FileLock
+from tiny_lm import tiny_boundary, tiny_lm
 
 import sasa_lib as sl
+from sasa_lib import runs
 from sasa_lib.runs import Sampling, generate
+from sasa_lib.scorers import Scorer
 
 PROMPTS = ["The weather today", "I told him", "She said that", "Nobody knows", "When we came"]
 SAMPLING = Sampling(generations=3, max_new_tokens=6, seed=7)
-KILLED = """
-import sys, sasa_lib as sl
-from tests.test_runs import PROMPTS, SAMPLING
-model, tokenizer = sl.load_lm("smollm2-135m-instruct", device="cpu")
-sl.runs.generate(model, tokenizer, PROMPTS * 40, SAMPLING, folder=sys.argv[1], method="plain")
-"""
 
 
 @pytest.fixture
@@ -36,36 +29,227 @@ def rows(frame):
     return frame.drop(columns="seconds")
 
 
-def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(smollm2, tmp_path):
-    (tmp_path / "killed").mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED.replace(" * 40", ""), tmp_path / "killed"],
-        cwd=sl.assets.DATA_DIR.parent,
-        env=os.environ | {"PYTHONPATH": "."},
-        stderr=subprocess.DEVNULL,
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_lm()
+
+
+@pytest.mark.parametrize("method", ["plain", *sl.decoding.FORMS])
+def test_generations_of_a_prompt_do_not_depend_on_its_batch(tiny, tmp_path, method):
+    decoder = None if method == "plain" else sl.SASA(tiny_boundary(), beta=2.0, form=method)
+    texts = ["the cat", "she sees a dog and a tree or not", "it", "he likes the bird", "the  cat"]
+    options = {"method": method, "custom_generate": decoder, "progress": False}
+    found = {}
+    for name, order, size in (
+        ("alone", texts, 1),
+        ("together", texts, 100),
+        ("pairs, turned round", texts[::-1], 6),
+        ("twice", texts * 2, 9),
+    ):
+        table = generate(
+            *tiny, order, SAMPLING, folder=tmp_path / name, batch_sequences=size, **options
+        )
+        assert table["prompt"].tolist() == [text for text in order for _ in range(3)]
+        assert table["generation"].tolist() == [0, 1, 2] * len(order)
+        found[name] = table.groupby("prompt")["text"].apply(lambda s: list(s)[-3:]).to_dict()
+    alone = found.pop("alone")
+    assert all(other == alone for other in found.values())
+    # Different texts of the same tokens are one prompt; all others differ.
+    assert alone["the cat"] == alone["the  cat"]
+    assert len({tuple(generations) for generations in alone.values()}) == 4
+
+
+def test_a_method_without_keyed_noise_gets_every_prompt_alone(tiny, tmp_path):
+    widths = []
+
+    def method(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        widths.append(len(input_ids))
+        return model._sample(
+            input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
+        )
+
+    options = {"custom_generate": method, "method": "own", "progress": False}
+    many = generate(*tiny, ["the cat", "a dog"], SAMPLING, folder=tmp_path / "a", **options)
+    one = generate(*tiny, ["a dog"], SAMPLING, folder=tmp_path / "b", **options)
+    assert widths == [3, 3, 3]
+    assert many["text"].tolist()[3:] == one["text"].tolist()
+
+
+def test_plain_sampling_draws_from_the_models_distribution(tiny, tmp_path):
+    model, tokenizer = tiny
+    sampling = Sampling(generations=4000, max_new_tokens=1, top_k=6, top_p=0.9, temperature=1.5)
+    table = generate(
+        model, tokenizer, ["the cat"], sampling, folder=tmp_path, method="plain", progress=False
     )
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("*/*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = {f: f.stat().st_mtime_ns for f in (tmp_path / "killed").glob("*/*.parquet")}
-    assert done
-    options = {"method": "plain", "progress": False}
-    resumed = generate(*smollm2, PROMPTS, SAMPLING, folder=tmp_path / "killed", **options)
-    whole = generate(*smollm2, PROMPTS, SAMPLING, folder=tmp_path / "whole", **options)
-    pd.testing.assert_frame_equal(rows(resumed), rows(whole))
-    assert all(f.stat().st_mtime_ns == at for f, at in done.items())
-    assert len(resumed) == 15 and (resumed["n_tokens"] <= 6).all()
-    assert resumed.groupby("prompt_id")["generation"].apply(list).tolist() == [[0, 1, 2]] * 5
+    with torch.no_grad():
+        logits = model(**tokenizer("the cat", return_tensors="pt")).logits[0, -1] / 1.5
+    values, tokens = logits.topk(6)
+    kept = values.softmax(-1).cumsum(-1).roll(1) < 0.9
+    kept[0] = True
+    expected = torch.where(kept, values.softmax(-1), 0)
+    names = [tokenizer.decode([token], skip_special_tokens=True) for token in tokens]
+    expected = dict(zip(names, (expected / expected.sum()).tolist(), strict=True))
+    share = table["text"].value_counts(normalize=True)
+    assert set(share.index) == {text for text, p in expected.items() if p > 0}
+    assert all(abs(share.get(text, 0) - p) < 0.03 for text, p in expected.items())
 
 
-def test_generations_of_a_prompt_do_not_depend_on_the_others(smollm2, tmp_path, boundary):
+def test_plain_sampling_is_sasa_without_strength(tiny, tmp_path):
+    options = {"folder": tmp_path, "progress": False}
+    plain = generate(*tiny, ["the cat", "it"], SAMPLING, method="plain", **options)
+    sasa = sl.SASA(tiny_boundary(), beta=0.0)
+    steered = generate(
+        *tiny, ["the cat", "it"], SAMPLING, method="sasa", custom_generate=sasa, **options
+    )
+    assert plain["text"].tolist() == steered["text"].tolist()
+
+
+def test_generations_of_a_real_model_do_not_depend_on_the_batch(smollm2, tmp_path, boundary):
     sasa = sl.SASA(boundary, beta=1.0)
     options = {"method": "sasa", "custom_generate": sasa, "progress": False}
     many = generate(*smollm2, PROMPTS, SAMPLING, folder=tmp_path / "a", **options)
     one = generate(*smollm2, PROMPTS[2:3], SAMPLING, folder=tmp_path / "b", **options)
     assert many[many["prompt_id"] == 2]["text"].tolist() == one["text"].tolist()
+    assert (many["n_tokens"] <= 6).all() and (many["seconds"] > 0).all()
+
+
+def shards(folder):
+    return {file: file.stat().st_mtime_ns for file in folder.glob("*/shard-*.parquet")}
+
+
+def test_a_run_is_kept_in_few_shards_and_only_what_is_missing_is_made(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SHARD_PROMPTS", 4)
+    texts = [f"{subject} {verb}" for subject in ("he", "she", "it") for verb in ("sees", "eats")]
+    options = {"folder": tmp_path, "method": "plain", "progress": False, "batch_sequences": 6}
+    first = generate(*tiny, texts[:5], SAMPLING, **options)
+    before = shards(tmp_path)
+    assert len(before) == 2
+    again = generate(*tiny, texts[:5], SAMPLING, **options)
+    pd.testing.assert_frame_equal(again, first)
+    assert shards(tmp_path) == before
+    more = generate(*tiny, texts, SAMPLING, **options)
+    pd.testing.assert_frame_equal(more[more["prompt_id"] < 5], first)
+    assert before.items() < shards(tmp_path).items() and len(shards(tmp_path)) == 3
+    read = runs.read(more.attrs["run"])
+    by = ["prompt", "generation"]
+    pd.testing.assert_frame_equal(
+        read.drop(columns="prompt_id"),
+        more.drop(columns="prompt_id").sort_values(by, ignore_index=True),
+    )
+    assert read["prompt_id"].tolist() == [i for i in range(6) for _ in range(3)]
+
+
+def test_a_slow_run_writes_a_shard_before_it_is_full(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SHARD_SECONDS", 0.0)
+    options = {"folder": tmp_path, "method": "plain", "progress": False, "batch_sequences": 3}
+    generate(*tiny, ["it", "he sees", "a"], SAMPLING, **options)
+    assert len(shards(tmp_path)) == 3
+
+
+def test_what_an_interrupt_finds_is_kept_and_what_a_kill_left_is_removed(tiny, tmp_path):
+    calls = []
+
+    class Interrupted(sl.SASA):
+        def __call__(self, *arguments, **options):
+            calls.append(arguments)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return super().__call__(*arguments, **options)
+
+    texts = ["it", "he sees", "she sees it", "the cat sees it"]
+    sasa = Interrupted(tiny_boundary(), beta=1.0)
+    options = {
+        "method": "sasa", "custom_generate": sasa, "batch_sequences": 3, "progress": False,
+    }  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        generate(*tiny, texts, SAMPLING, folder=tmp_path / "a", **options)
+    (run,) = (tmp_path / "a").iterdir()
+    assert runs.read(run)["prompt"].nunique() == 2
+    left = run / ".shard-0123.parquet.4567.tmp"
+    left.write_bytes(b"half a sh")
+    resumed = generate(*tiny, texts, SAMPLING, folder=tmp_path / "a", **options)
+    assert not left.exists()
+    assert len(calls) == 5
+    whole = generate(*tiny, texts, SAMPLING, folder=tmp_path / "b", **options)
+    pd.testing.assert_frame_equal(rows(resumed), rows(whole))
+
+
+def test_two_processes_do_not_make_one_run(tiny, tmp_path):
+    options = {"folder": tmp_path, "method": "plain", "progress": False}
+    table = generate(*tiny, ["it"], SAMPLING, **options)
+    with (
+        FileLock(f"{table.attrs['run']}/.lock"),
+        pytest.raises(RuntimeError, match=r"another process is at work on .*plain-"),
+    ):
+        generate(*tiny, ["it"], SAMPLING, **options)
+    generate(*tiny, ["it"], SAMPLING, **options)
+
+
+def test_scores_lie_beside_the_shards_and_are_made_once(tiny, tmp_path):
+    calls = []
+
+    def words(texts):
+        calls.append(list(texts))
+        return np.array([min(1.0, 0.1 * len(text.split())) for text in texts])
+
+    def scorer(version):
+        return Scorer(name="org/words", version=version, _score=words)
+
+    options = {"folder": tmp_path, "method": "plain", "progress": False}
+    table = generate(*tiny, ["it", "he sees"], SAMPLING, **options)
+    scored = runs.score(table, scorer("1"), progress=False)
+    expected = table["text"].map(lambda text: min(1.0, 0.1 * len(text.split())))
+    assert scored["org/words"].tolist() == pytest.approx(expected.tolist())
+    assert "org/words" not in table and len(calls) == 1
+    (file,) = tmp_path.glob("*/scores-*.parquet")
+    assert file.name == "scores-org-words.parquet"
+    # From the folder, without the model, and nothing is scored again.
+    again = runs.score(table.attrs["run"], scorer("1"), progress=False)
+    assert len(calls) == 1
+    assert again.set_index(["prompt", "generation"])["org/words"].to_dict() == pytest.approx(
+        scored.set_index(["prompt", "generation"])["org/words"].to_dict()
+    )
+    # A prompt more, its texts alone; another version, all.
+    more = runs.score(
+        generate(*tiny, ["it", "a"], SAMPLING, **options), scorer("1"), progress=False
+    )
+    assert not set(calls[1]) & set(calls[0]) and more["org/words"].notna().all()
+    runs.score(table, scorer("2"), progress=False)
+    assert set(calls[2]) == set(calls[0])
+    assert sl.metrics.summarise(scored.assign(nll=1.0, nll_tokens=1), ["org/words"])[
+        "mean_toxicity"
+    ] == pytest.approx(expected.mean())
+
+
+def test_scores_survive_a_kill(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SCORED_AT_ONCE", 2)
+    calls = []
+
+    def dying(texts):
+        calls.append(texts)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return np.zeros(len(texts))
+
+    table = generate(*tiny, ["it"], SAMPLING, folder=tmp_path, method="plain", progress=False)
+    scorer = Scorer(name="dying", version="1", _score=dying)
+    with pytest.raises(KeyboardInterrupt):
+        runs.score(table, scorer, progress=False)
+    runs.score(table, scorer, progress=False)
+    assert [len(texts) for texts in calls] == [2, 1, 1]
+
+
+def test_what_is_no_run_or_a_damaged_one_is_named(tiny, tmp_path):
+    table = generate(*tiny, ["it"], SAMPLING, folder=tmp_path, method="plain", progress=False)
+    scorer = Scorer(name="none", version="1", _score=lambda texts: np.zeros(len(texts)))
+    with pytest.raises(ValueError, match=r"there are no generations in .*give the folder with"):
+        runs.read(tmp_path)
+    with pytest.raises(ValueError, match=r"does not name its run in attrs\['run'\]: give"):
+        runs.score(pd.DataFrame({"text": ["a"]}), scorer)
+    (shard,) = tmp_path.glob("*/shard-*.parquet")
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"damaged .*{shard.name}.*: delete it"):
+        runs.read(table.attrs["run"])
 
 
 def test_other_parameters_are_another_run(smollm2, tmp_path, boundary):
@@ -85,6 +269,8 @@ def test_other_parameters_are_another_run(smollm2, tmp_path, boundary):
     [
         ([], "at least one prompt"),
         ("one prompt", "a list of at least one prompt"),
+        (["fine", None], "prompt 1 must be a str, got NoneType"),
+        (["fine", ""], "prompt 1 is empty"),
         (["fine", "word " * 8200], r"prompt 1 has \d+ tokens; with 6 new ones it exceeds .*8192"),
     ],
 )
@@ -92,3 +278,31 @@ def test_prompts_that_cannot_be_continued_are_refused_first(smollm2, tmp_path, p
     with pytest.raises(ValueError, match=message):
         generate(*smollm2, prompts, SAMPLING, folder=tmp_path, method="plain")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "a/b"}, "method must be a name of letters.*got 'a/b'"),
+        ({"batch_sequences": 0}, "batch_sequences must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_parameters_of_a_run_out_of_range_are_refused(tiny, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(*tiny, ["it"], SAMPLING, folder=tmp_path, **{"method": "plain"} | options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"generations": 0}, "generations must be a whole number of at least 1, got 0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number of at least 1, got 2.5"),
+        ({"top_k": -1}, "top_k must be a whole number of at least 0, got -1"),
+        ({"top_p": 0}, r"top_p must lie in \(0, 1\], got 0"),
+        ({"temperature": 0.0}, "temperature must be a number above 0, got 0.0"),
+    ],
+)
+def test_sampling_out_of_range_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**options)

@@ -4,6 +4,14 @@ import gzip
 import hashlib
 import json
 import os
+import signal
+import sqlite3
+import sys
+import threading
+import traceback
+import types
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +21,27 @@ from safetensors.numpy import load_file
 from scipy.special import expit, softmax
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
-from transformers import AutoModel, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+)
 
+from sasa_lib import scorers
 from sasa_lib.assets import AssetError, fetch
-from sasa_lib.scorers import MINILM_HEAD, load_scorer, minilm_scorer
+from sasa_lib.scorers import (
+    MINILM_HEAD,
+    PERSPECTIVE_ATTEMPTS,
+    Scorer,
+    ScorerError,
+    load_scorer,
+    minilm_scorer,
+    perspective_scorer,
+)
 
 PROJECT = Path(__file__).resolve().parent.parent
 MILD = "Thank you for the lovely walk along the river yesterday."
@@ -122,8 +147,11 @@ def test_wrong_use_is_refused_in_a_sentence(scorer, tmp_path):
         scorer("one text")
     with pytest.raises(TypeError, match="item 1 is of type NoneType"):
         scorer(["a text", None])
-    with pytest.raises(ValueError, match=r"unknown scorer 'perspective'; known are minilm, prof"):
-        load_scorer("perspective")
+    for unknown in ("bert", "hf:"):
+        with pytest.raises(ValueError, match=f"unknown scorer '{unknown}'; known are minilm, prof"):
+            load_scorer(unknown)
+    with pytest.raises(ValueError, match="label='toxic' says nothing to 'minilm'"):
+        load_scorer("minilm", label="toxic")
     with pytest.raises(ValueError, match="must be at least 1"):
         load_scorer("minilm", batch_size=0)
     damaged = tmp_path / "head.safetensors"
@@ -131,3 +159,354 @@ def test_wrong_use_is_refused_in_a_sentence(scorer, tmp_path):
     for path in (damaged, tmp_path / "absent.safetensors"):
         with pytest.raises(ValueError, match="not the head of a minilm scorer"):
             minilm_scorer(tmp_path, path)
+
+
+class Counting:
+    """Scores a text by its length and remembers what it was asked."""
+
+    def __init__(self, fail_at=None):
+        self.asked = []
+        self.fail_at = fail_at
+
+    def __call__(self, texts):
+        if self.fail_at in texts:
+            self.fail()
+        self.asked += texts
+        return np.array([len(text) / 100 for text in texts])
+
+    def fail(self):
+        raise KeyboardInterrupt
+
+
+def cached(score, folder, version="1", commit_every=2):
+    return Scorer("counting", version, score, scorers._Cache(folder), commit_every)
+
+
+def test_no_text_is_ever_scored_twice(tmp_path):
+    score = Counting()
+    texts = ["one", "three", "", "one", "\ud800", "\udfff", "a\x00b", "a"]
+    expected = [0.03, 0.05, 0.0, 0.03, 0.01, 0.01, 0.03, 0.01]
+    np.testing.assert_allclose(cached(score, tmp_path / "new")(texts), expected)
+    assert score.asked == ["one", "three", "?", "a\x00b", "a"]
+    again = cached(score, tmp_path / "new")([*texts[::-1], "seven"])
+    np.testing.assert_allclose(again, [*expected[::-1], 0.05])
+    assert score.asked[5:] == ["seven"]
+    cached(score, tmp_path / "new", version="2")(["one"])
+    assert score.asked[6:] == ["one"]
+
+
+def test_the_cache_holds_no_text(tmp_path):
+    cached(Counting(), tmp_path)(["recognisable"])
+    assert b"recognisable" not in (tmp_path / "scores.sqlite").read_bytes()
+
+
+@pytest.mark.parametrize("how", ["interrupted", "killed"])
+def test_a_killed_scorer_goes_on_after_its_last_batch(tmp_path, how):
+    texts = list("abcdefg")
+    score = Counting(fail_at="f")
+    if how == "interrupted":
+        with pytest.raises(KeyboardInterrupt):
+            cached(score, tmp_path)(texts)
+    else:
+        score.fail = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        child = os.fork()
+        if child == 0:
+            cached(score, tmp_path)(texts)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    rest = Counting()
+    np.testing.assert_allclose(cached(rest, tmp_path)(texts), [0.01] * 7)
+    assert rest.asked == ["e", "f", "g"]
+
+
+def test_a_cache_that_cannot_be_used_is_named_before_a_model_is_loaded(tmp_path):
+    (tmp_path / "scores.sqlite").write_bytes(b"not a database, and long enough to be none" * 9)
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ScorerError, match=r"cannot be used as a cache of scores .* delete it"):
+            load_scorer("hf:absent", cache=folder)
+
+
+def test_scores_that_are_no_numbers_are_refused_and_not_kept(tmp_path):
+    broken = cached(lambda texts: np.array([0.5, np.nan]), tmp_path)
+    with pytest.raises(ScorerError, match="gave 1 of 2 texts a score that is not a number"):
+        broken(["a", "b"])
+    with sqlite3.connect(tmp_path / "scores.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM scores").fetchone() == (0,)
+
+
+def test_load_scorer_caches_a_real_scorer(tmp_path, monkeypatch):
+    first = load_scorer("profanity-check", cache=tmp_path)
+    expected = first(TEXTS)
+    # Nothing that could score: it would fail if it were asked.
+    unable = Scorer(first.name, first.version, None)
+    monkeypatch.setattr(scorers, "_profanity_check", lambda: unable)
+    np.testing.assert_array_equal(load_scorer("profanity-check", cache=tmp_path)(TEXTS), expected)
+
+
+@pytest.fixture
+def classifier(encoder, tmp_path):
+    """A function that saves a tiny random classifier with certain labels and returns its name."""
+
+    def save(labels, problem_type=None):
+        config = BertConfig(
+            vocab_size=30522, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=16, max_position_embeddings=40, problem_type=problem_type,
+            id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)},
+        )  # fmt: skip
+        model = BertForSequenceClassification(config)
+        with torch.no_grad():
+            model.classifier.weight.normal_(std=3)
+        model.save_pretrained(tmp_path / "classifier")
+        AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "classifier")
+        return f"hf:{tmp_path / 'classifier'}"
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem_type", "label", "column", "activation"),
+    [
+        (["neutral", "Toxic"], None, None, 1, "softmax"),
+        (["Hate-Speech", "normal"], "single_label_classification", None, 0, "softmax"),
+        (["LABEL_0", "LABEL_1"], None, "label_1", 1, "softmax"),
+        (["insult", "toxicity", "threat"], "multi_label_classification", None, 1, "sigmoid"),
+        (["toxic", "severe_toxic"], "multi_label_classification", "severe_toxic", 1, "sigmoid"),
+        (["toxic"], None, None, 0, "sigmoid"),
+        (["toxicity"], "regression", None, 0, "identity"),
+    ],
+)
+def test_any_classifier_scores_by_its_toxic_label(
+    classifier, labels, problem_type, label, column, activation
+):
+    name = classifier(labels, problem_type)
+    score = load_scorer(name, label=label, device="cpu", batch_size=3)
+    assert score.name == name and score.version.endswith(labels[column])
+    path = name.removeprefix("hf:")
+    model = BertForSequenceClassification.from_pretrained(path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    for text, value in zip(TEXTS, score(TEXTS), strict=True):
+        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=40)
+        with torch.no_grad():
+            logits = model(**inputs).logits[0].numpy()
+        function = {"softmax": softmax, "sigmoid": expit, "identity": lambda x: x.clip(0, 1)}
+        assert value == pytest.approx(function[activation](logits)[column], abs=1e-6)
+
+
+def test_other_weights_or_another_label_are_another_version(classifier):
+    labels = ["toxic", "severe_toxic"]
+    name = classifier(labels)
+    versions = {load_scorer(name, label=label).version for label in labels}
+    classifier(labels)
+    assert len(versions | {load_scorer(name).version}) == 3
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_a_decoder_as_classifier_does_not_depend_on_the_batch(encoder, tmp_path, pad):
+    config = GPT2Config(
+        vocab_size=30522, n_embd=16, n_layer=1, n_head=2, n_positions=64,
+        id2label={0: "ok", 1: "toxic"}, label2id={"ok": 0, "toxic": 1},
+    )  # fmt: skip
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(encoder, padding_side="left")
+    if not pad:
+        tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    score = load_scorer(f"hf:{tmp_path}", device="cpu")
+    alone = [score([text])[0] for text in TEXTS]
+    np.testing.assert_allclose(score(TEXTS), alone, atol=1e-6, rtol=0)
+
+
+def test_classifiers_that_are_unclear_or_none_are_refused(classifier, encoder, tmp_path):
+    for labels in (["LABEL_0", "LABEL_1"], ["hate", "offensive", "neither"]):
+        name = classifier(labels)
+        with pytest.raises(ValueError, match=rf"no single label .* one of {', '.join(labels)}"):
+            load_scorer(name)
+    with pytest.raises(
+        ValueError, match=r"has no label 'toxic'; give label=\.{3} one of hate, off"
+    ):
+        load_scorer(name, label="toxic")
+    with pytest.raises(ValueError, match="neither a folder with a text classifier nor one that"):
+        load_scorer(f"hf:{tmp_path / 'absent'}")
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config.id2label = {0: "ok", 1: "toxic"}
+    BertModel(config).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="no trained classifier on top"):
+        load_scorer(f"hf:{tmp_path / 'base'}")
+
+
+def test_detoxify_is_optional(monkeypatch):
+    monkeypatch.setitem(sys.modules, "detoxify", None)
+    with pytest.raises(ScorerError, match="install it by: python -m pip install detoxify"):
+        load_scorer("detoxify")
+
+
+def test_detoxify_scores_by_its_toxicity(monkeypatch):
+    class Detoxify:
+        def __init__(self, model_type, device):
+            assert (model_type, device) == ("unbiased", "cpu")
+
+        def predict(self, texts):
+            values = torch.tensor([len(text) / 1000 for text in texts])
+            # As the real one: a number instead of a list if there is one text.
+            return {"toxicity": values.squeeze().tolist(), "insult": [0.0] * len(texts)}
+
+    module = types.SimpleNamespace(Detoxify=Detoxify)
+    monkeypatch.setitem(sys.modules, "detoxify", module)
+    monkeypatch.setattr(scorers, "version", lambda package: f"{package}-0.5.2")
+    score = load_scorer("detoxify", device="cpu", batch_size=3)
+    np.testing.assert_allclose(score(TEXTS), [len(text) / 1000 for text in TEXTS], atol=1e-6)
+    assert (score.name, score.version) == ("detoxify", "detoxify-0.5.2+unbiased")
+
+    def unreachable(*args, **options):
+        raise OSError("no route to host\nmore")
+
+    module.Detoxify = unreachable
+    with pytest.raises(ScorerError, match=r"cannot load its model \(no route to host\); it needs"):
+        load_scorer("detoxify")
+
+
+class Perspective:
+    """A local server that speaks like Perspective and answers with what is in `answers` first."""
+
+    def __init__(self):
+        self.answers, self.requests, self.waits = [], [], []
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                fake.requests.append((dict(self.headers), json.loads(body), self.path))
+                status, content = fake.answers.pop(0) if fake.answers else (200, None)
+                if status == "drop":
+                    self.close_connection = True
+                    return
+                if content is None:
+                    value = len(json.loads(body)["comment"]["text"]) / 100
+                    content = {"attributeScores": {"TOXICITY": {"summaryScore": {"value": value}}}}
+                content = content if isinstance(content, str) else json.dumps(content)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Location", "/end")
+                self.end_headers()
+                self.wfile.write(content.encode())
+
+            def log_message(self, *args):
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1alpha1/comments:analyze"
+
+    def scorer(self, **options):
+        options = {"url": self.url, "queries_per_second": 1e6, "sleep": self.waits.append} | options
+        return perspective_scorer("secret-key", **options)
+
+
+@pytest.fixture
+def perspective(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    fake = Perspective()
+    yield fake
+    fake.server.shutdown()
+    fake.server.server_close()
+
+
+def refusal(kind, field="errorType"):
+    return 400, {"error": {"code": 400, "message": "the text", "details": [{field: kind}]}}
+
+
+def test_perspective_is_asked_as_its_reference_says(perspective):
+    np.testing.assert_allclose(
+        perspective.scorer()(["four", "", "four", "seven"]), [0.04, 0, 0.04, 0.05]
+    )
+    headers, body, path = perspective.requests[0]
+    assert body == {
+        "comment": {"text": "four"},
+        "languages": ["en"],
+        "requestedAttributes": {"TOXICITY": {}},
+        "doNotStore": True,
+    }
+    assert headers["X-Goog-Api-Key"] == "secret-key" and "secret" not in path
+    assert len(perspective.requests) == 2
+
+
+def test_perspective_is_asked_no_faster_than_the_quota_allows(perspective):
+    perspective.scorer(queries_per_second=0.5)(["a", "b", "c"])
+    assert len(perspective.waits) == 2
+    assert all(1.5 < wait <= 2 for wait in perspective.waits)
+    with pytest.raises(ValueError, match="queries_per_second is 0, but must be above 0"):
+        perspective.scorer(queries_per_second=0)
+
+
+def test_perspective_is_asked_again_after_growing_random_waits(perspective):
+    perspective.answers = [(429, {}), (503, "busy"), ("drop", None), (500, {})]
+    assert perspective.scorer()(["four"]) == [0.04]
+    assert len(perspective.requests) == 5
+    for i, wait in enumerate(perspective.waits):
+        assert 0.5 * 2**i <= wait <= 1.5 * 2**i
+    assert len(set(perspective.waits)) == 4
+
+    perspective.answers = [(429, {})] * PERSPECTIVE_ATTEMPTS
+    with pytest.raises(
+        ScorerError, match=r"did not answer 8 attempts \(HTTP 429\); try again later"
+    ):
+        perspective.scorer()(["four"])
+
+
+def test_an_unreachable_perspective_says_so_without_the_key(perspective):
+    perspective.server.shutdown()
+    perspective.server.server_close()
+    with pytest.raises(ScorerError, match=r"attempts \(ConnectionError\)") as error:
+        perspective.scorer()(["four"])
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("COMMENT_EMPTY", "it counts as empty"),
+        ("COMMENT_TOO_LONG", "more than 20,480 bytes"),
+        ("LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE", "not taken for English"),
+        ("SOMETHING_NEW", "HTTP 400 SOMETHING_NEW; leave it out"),
+    ],
+)
+def test_a_text_that_perspective_refuses_is_named_by_its_place(perspective, kind, message):
+    perspective.answers = [(200, None), refusal(kind)]
+    with pytest.raises(ScorerError, match=f"'perspective' refuses item 2: .*{message}") as error:
+        perspective.scorer()(["first", "first", "second"])
+    shown = "".join(traceback.format_exception(error.value))
+    assert "the text" not in shown and "'second', " not in shown
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (401, {}), (403, {"error": {"code": 403}}), (404, "<html>"), (410, ""), (301, ""),
+        refusal("API_KEY_INVALID", "reason"), (200, "<html>gone</html>"), (200, {"moved": True}),
+    ],
+)  # fmt: skip
+def test_a_perspective_that_is_gone_says_what_to_use(perspective, answer):
+    perspective.answers = [answer]
+    with pytest.raises(ScorerError, match=r"shut down .* or refuses the key .* use 'minilm' or"):
+        perspective.scorer()(["four"])
+    assert len(perspective.requests) == 1
+
+
+def test_every_answer_of_perspective_is_kept(perspective, tmp_path, monkeypatch):
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", " secret-key\n")
+    local = partial(perspective_scorer, url=perspective.url, sleep=perspective.waits.append)
+    monkeypatch.setattr(scorers, "perspective_scorer", local)
+    perspective.answers = [(200, None), (200, None), (403, {})]
+    with pytest.raises(ScorerError, match="refuses the key"):
+        load_scorer("perspective", cache=tmp_path)(["a", "bb", "ccc"])
+    scores = load_scorer("perspective", cache=tmp_path)(["a", "bb", "ccc"])
+    np.testing.assert_allclose(scores, [0.01, 0.02, 0.03])
+    asked = [body["comment"]["text"] for _, body, _ in perspective.requests]
+    assert asked == ["a", "bb", "ccc", "ccc"]
+
+
+def test_perspective_needs_a_key(monkeypatch):
+    monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
+    with pytest.raises(ScorerError, match="needs an API key in the environment variable PERSP"):
+        load_scorer("perspective")
