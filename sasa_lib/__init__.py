@@ -1,6 +1,16 @@
 """Self-detoxifying language models: self-disciplined autoregressive sampling (SASA)."""
 
-from sasa_lib import baselines, boundary, corpora, decoding, embeddings, metrics, plots, runs
+from sasa_lib import (
+    agreement,
+    baselines,
+    boundary,
+    corpora,
+    decoding,
+    embeddings,
+    metrics,
+    plots,
+    runs,
+)
 from sasa_lib.assets import AssetError, fetch
 from sasa_lib.boundary import Boundary
 from sasa_lib.corpora import load_corpus, load_prompts
@@ -13,6 +23,7 @@ __all__ = [
     "AssetError",
     "Boundary",
     "SASALogitsProcessor",
+    "agreement",
     "baselines",
     "boundary",
     "corpora",
