@@ -341,13 +341,14 @@ def cost(table: pd.DataFrame) -> Figure:
                     line[name], time, yerr=spread, color=SERIES[i], marker=MARKERS[i],
                     ls=LINES[i], capsize=3, label=f"SASA, {method}",
                 )  # fmt: skip
-            axes.set(title=model, ylim=(0, None), xscale="log", xticks=sorted(set(rows[name])))
+            axes.set(title=model, xscale="log", xticks=sorted(set(rows[name])))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xlabel(
                 "k, with 25 generations" if name == "k" else "generations of a prompt, with k = 10"
             )
         row_axes[0].set_ylabel("time per token,\nplain sampling = 1")
+    grid[0, 0].set_ylim(bottom=0)
     grid[0, 0].legend(loc="upper left", fontsize="small")
     return figure
 
