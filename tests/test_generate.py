@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import dispatch_model
 from peft import LoraConfig, get_peft_model
 from transformers import LogitsProcessor, LogitsProcessorList, TopKLogitsWarper
 
@@ -241,3 +242,18 @@ def zero_boundary(model):
     normal = np.zeros(size, dtype=np.float32)
     normal[0] = 1
     return Boundary(normal, np.zeros_like(normal), 1.0, 1.0, 3, "mean", model.name_or_path)
+
+
+def test_a_model_dispatched_by_a_device_map_is_steered_alike(tmp_path):
+    boundary = random_boundary(tiny_model("llama"), 2)
+    tiny_model("llama").save_pretrained(tmp_path)
+    dispatched = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, device_map={"": "cpu"})
+    dispatch_model(dispatched, {"model": "cpu", "lm_head": "cpu"}, force_hooks=True)
+    assert hasattr(dispatched.model, "_hf_hook")
+    options = dict(do_sample=True, top_k=6, max_new_tokens=8)
+    texts = []
+    for model in (tiny_model("llama"), dispatched):
+        model.name_or_path = "llama"
+        sasa = SASA(boundary, beta=1.0, form="posterior", seed=0)
+        texts.append(model.generate(**left_padded_prompts(), custom_generate=sasa, **options))
+    torch.testing.assert_close(*texts)
