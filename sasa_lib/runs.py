@@ -143,7 +143,7 @@ def generate(
     -----
     A prompt's generations do not depend on the batch, but for ties that floating-point numbers
     break: the noise is keyed by seed, prompt and occurrence (see `SASA.seed`), and plain sampling
-    draws with the same noise, which pairs the methods. A method without an attribute `seed`, and
+    draws with the same noise, which pairs the methods. A method without a `seed`, and
     plain sampling without top-k, draw from torch's generator; they get one prompt a batch, seeded
     for it. To compare their speed with that of others, let `batch_sequences` be
     `sampling.generations`.
