@@ -142,11 +142,11 @@ def generate(
     Notes
     -----
     A prompt's generations do not depend on the batch, but for ties that floating-point numbers
-    break: the noise is keyed by seed, prompt and occurrence (see `SASA.seed`), and plain sampling
-    draws with the same noise, which pairs the methods. A method without a `seed`, and
-    plain sampling without top-k, draw from torch's generator; they get one prompt a batch, seeded
-    for it. To compare their speed with that of others, let `batch_sequences` be
-    `sampling.generations`.
+    break: the noise is keyed by seed, prompt and occurrence (see `SASA.seed`). Plain sampling's
+    seed is that of `sampling`; a method with the same one draws with the same noise, which pairs
+    the two. A method without a `seed`, and plain sampling without top-k, draw from torch's
+    generator; but for SASA they get one prompt a batch, seeded for it. To compare their speed
+    with that of others, let `batch_sequences` be `sampling.generations`.
     """
     if not re.fullmatch(r"[\w.-]+", method):
         raise ValueError(
@@ -156,7 +156,7 @@ def generate(
     found = check_prompts(model, tokenizer, prompts, sampling.max_new_tokens)
     tokens = dict(zip(prompts, found, strict=True))
     if custom_generate is None and sampling.top_k:
-        custom_generate = decoding.PlainSampling()
+        custom_generate = decoding.PlainSampling(sampling.seed)
     described = custom_generate.describe() if hasattr(custom_generate, "describe") else {}
     manifest = {
         "model": model.name_or_path,
