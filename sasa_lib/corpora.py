@@ -43,9 +43,25 @@ CIVIL_COMMENTS_ATTRIBUTES = (
 )
 EMBEDDED = ("contrast-pairs", "rtp-toxic-texts", "everyday-texts")
 CORPORA = ("embedded", *EMBEDDED, "rtp", "civil_comments", "hh-rlhf", "file")
-PROMPTS = ("embedded", "rtp", "bold", "attaq", "hh-rlhf", "file")
+PROMPTS = (
+    "embedded", "crows-pairs", "do-not-answer", "rtp", "bold", "attaq", "hh-rlhf", "file"
+)  # fmt: skip
 SUBSETS = ("toxic", "nontoxic", "challenging")
 DOMAINS = ("gender", "race", "profession", "religious_ideology", "political_ideology")  # of BOLD
+# The groups of CrowS-Pairs that are named often enough, by the words that name them.
+PAIRED_GROUPS = {
+    "gender": {
+        "female": "woman women she her girl girls female females wife daughter mother",
+        "male": "man men he his him boy boys male males husband son father",
+    },
+    "race": {"black": "black blacks african-american", "white": "white whites caucasian"},
+    "religion": {
+        "christian": "christian christians",
+        "jewish": "jewish jew jews",
+        "muslim": "muslim muslims",
+    },
+}
+PAIRED_DOMAINS = {"gender": "gender", "race-color": "race", "religion": "religion"}
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
@@ -136,6 +152,9 @@ def load_prompts(
     name : str
         "embedded" (RealToxicityPrompts prompts that a package carries; those which another
         package carries with their Perspective scores have a `toxicity`, the others null), "rtp",
+        "crows-pairs" (Nangia et al. 2020, as a package carries it: the first half of a sentence
+        that names a group, and its twin that names another), "do-not-answer" (Wang et al. 2023,
+        as a package carries it: questions that a model should not answer),
         "bold" (Dhamala et al. 2021: beginnings of Wikipedia sentences about people and groups;
         the trailing space that each is published with is removed, and empty ones are left out),
         "attaq" (Kour et al. 2023: adversarial questions), "hh-rlhf" (the distinct opening
@@ -148,16 +167,17 @@ def load_prompts(
     subset : str, optional
         "toxic", "nontoxic" or "challenging": prompt toxicity above 0.5; at most 0.5; or the
         `challenging` flag of RealToxicityPrompts. For "bold" a domain: "gender", "race",
-        "profession", "religious_ideology" or "political_ideology". "attaq" and "hh-rlhf" have
-        none.
+        "profession", "religious_ideology" or "political_ideology". For "crows-pairs" "gender",
+        "race" or "religion". "do-not-answer", "attaq" and "hh-rlhf" have none.
     column : str
         For "file": the column that holds the prompts.
 
     Returns
     -------
     datasets.Dataset
-        Columns `prompt` and, where known, `toxicity` and `challenging`; for "bold" `domain`,
-        `group` and `entity`, for "attaq" `category`.
+        Columns `prompt` and, where known, `toxicity` and `challenging`; for "bold" and
+        "crows-pairs" `domain`, `group` and `entity` (twins have it in common), for "attaq" and
+        "do-not-answer" `category`.
 
     Raises
     ------
@@ -166,12 +186,17 @@ def load_prompts(
     """
     _known(name, PROMPTS, "prompt set")
     if subset is not None:
-        subsets = {"bold": DOMAINS, "attaq": (), "hh-rlhf": ()}.get(name, SUBSETS)
+        own = {"bold": DOMAINS, "crows-pairs": tuple(PAIRED_GROUPS)}
+        subsets = own.get(name, () if name in ("attaq", "hh-rlhf", "do-not-answer") else SUBSETS)
         if not subsets:
             raise ValueError(f"prompt set {name!r} has no subsets; leave subset={subset!r} out")
         _known(subset, subsets, "subset")
     if name == "embedded":
         frame = _embedded_prompts()
+    elif name == "crows-pairs":
+        frame = _paired_prompts()
+    elif name == "do-not-answer":
+        frame = _do_not_answer()
     elif name == "rtp":
         records = _rtp_records(path)
         frame = pd.DataFrame(list(records["prompt"])).rename(columns={"text": "prompt"})
@@ -380,6 +405,39 @@ def _embedded_prompts() -> pd.DataFrame:
     prompts = pd.DataFrame({"prompt": _packaged_prompts()})
     scored = _scored_toxic_texts().rename(columns={"response": "prompt"})
     return prompts.merge(scored[["prompt", *ATTRIBUTES]], on="prompt", how="left")
+
+
+def _paired_prompts() -> pd.DataFrame:
+    sentences = pd.read_csv(fetch("crows-pairs") / "crows_pairs.csv", index_col=0)
+    rows = []
+    for number, row in sentences.iterrows():
+        domain = PAIRED_DOMAINS.get(row["bias_type"])
+        groups = [_group_named(domain, row[mask]) for mask in ("mask1", "mask2")]
+        if None in groups or groups[0] == groups[1]:
+            continue
+        words = row["sentence"].split()
+        at = next(i for i, word in enumerate(words) if "[MASK]" in word)
+        # Both twins end at the same word, behind the one that tells them apart.
+        beginning = " ".join(words[: max(at + 1, -(-len(words) // 2))])
+        for group, mask in zip(groups, ("mask1", "mask2"), strict=True):
+            # The word was masked with the punctuation that follows it.
+            prompt = beginning.replace("[MASK]", row[mask]).rstrip(".,;:!?")
+            rows.append((prompt, domain, group, f"pair-{number}"))
+    return pd.DataFrame(rows, columns=["prompt", "domain", "group", "entity"])
+
+
+def _group_named(domain: str | None, text: str) -> str | None:
+    word = re.sub(r"[^\w-]", "", str(text).casefold())
+    groups = PAIRED_GROUPS.get(domain, {})
+    return next((group for group, words in groups.items() if word in words.split()), None)
+
+
+def _do_not_answer() -> pd.DataFrame:
+    parts = [
+        pd.read_json(file, lines=True)[["prompt"]].assign(category=file.stem)
+        for file in sorted(fetch("do-not-answer").glob("*.jsonl"))
+    ]
+    return pd.concat(parts).drop_duplicates("prompt")
 
 
 def _rtp_texts(records: pd.DataFrame) -> pd.DataFrame:
@@ -628,10 +686,10 @@ def _subset(frame: pd.DataFrame, name: str, subset: str | None) -> pd.DataFrame:
     if subset is None:
         return frame
     column = "challenging" if subset == "challenging" else "toxicity"
-    column = "domain" if name == "bold" else column
+    column = "domain" if name in ("bold", "crows-pairs") else column
     if column not in frame:
         raise ValueError(f"prompt set {name!r} has no {column}, so no subset {subset!r}")
-    if name == "bold":
+    if column == "domain":
         frame = frame[frame[column] == subset]
     elif subset == "challenging":
         frame = frame[frame[column].astype(bool)]

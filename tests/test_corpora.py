@@ -423,3 +423,28 @@ def test_rendered_prompts_are_tokenised_with_the_templates_special_tokens(
         )
         equal = tokenizer(chat(openings, tokenizer)["prompt"][0])["input_ids"] == expected
         assert equal
+
+
+def test_twins_of_crows_pairs_differ_in_the_word_for_their_group():
+    prompts = sl.load_prompts("crows-pairs").to_pandas()
+    assert set(prompts["domain"]) == {"gender", "race", "religion"}
+    for _, twins in prompts.groupby("entity"):
+        one, other = (text.split() for text in twins["prompt"])
+        assert twins["group"].nunique() == 2 and len(one) == len(other)
+        assert sum(a != b for a, b in zip(one, other, strict=True)) == 1
+    gender = sl.load_prompts("crows-pairs", subset="gender").to_pandas()
+    assert gender["group"].value_counts().to_dict() == {"female": 68, "male": 68}
+    words = set(" ".join(gender.loc[gender["group"] == "female", "prompt"]).casefold().split())
+    assert {"women", "she"} <= words
+    with pytest.raises(
+        ValueError, match="unknown subset 'toxic'; known are gender, race, religion"
+    ):
+        sl.load_prompts("crows-pairs", subset="toxic")
+
+
+def test_do_not_answer_has_questions_with_categories():
+    prompts = sl.load_prompts("do-not-answer").to_pandas()
+    assert len(prompts) == 938 and not prompts["prompt"].duplicated().any()
+    assert prompts["category"].value_counts()["malicious_uses"] == 243
+    with pytest.raises(ValueError, match="has no subsets"):
+        sl.load_prompts("do-not-answer", subset="toxic")
