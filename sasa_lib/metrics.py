@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from sasa_lib.assets import atomic_file, provenance
 from sasa_lib.decoding import divergence
 from sasa_lib.models import fingerprint, head, is_own_head
 from sasa_lib.scorers import Scorer
+
+PEAK_RESET, PROCESS_STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # Linux
 
 
 def expected_max_toxicity(scores: np.ndarray) -> float:
@@ -476,6 +480,83 @@ def gap_change(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def at_matched_perplexity(
+    methods: Mapping[str, Sequence[pd.DataFrame]],
+    scorer: str,
+    *,
+    ratio: float,
+    reference: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Lowest expected maximum toxicity of each method within a budget of perplexity.
+
+    A method's strengths are points (perplexity, expected maximum toxicity). Plain sampling and
+    these, in the order given, are joined by straight lines, and the lowest point of that path with
+    at most `ratio` times plain sampling's perplexity is taken. So methods whose strengths mean
+    different things are compared at the same fluency.
+
+    Parameters
+    ----------
+    methods : mapping of str to sequence of pandas.DataFrame
+        For each method its generations as `judged` returns them, a table a strength, from weak to
+        strong. "plain" must be one, with one table.
+    scorer : str
+        Column of the scores.
+    ratio : float
+        Perplexity allowed, over that of plain sampling; at least 1.
+    reference : str, optional
+        A method from which the others' differences are taken.
+    resamples, seed : int
+        Of the bootstrap over prompts, which draws all methods together.
+
+    Returns
+    -------
+    pandas.DataFrame, indexed by method
+        `expected_max_toxicity`, and `difference` from the reference, each with `_low` and `_high`,
+        the ends of its 95% interval.
+
+    Raises
+    ------
+    ValueError
+        No plain sampling or reference among the methods, other prompts in one than in another, or
+        a ratio below 1.
+    """
+    for name in filter(None, ("plain", reference)):
+        if name not in methods:
+            raise ValueError(f"there is no method {name!r} among {', '.join(methods)}")
+    if not ratio >= 1:
+        raise ValueError(f"ratio must be at least 1, got {ratio}")
+    points = {name: [_points(table, scorer) for table in methods[name]] for name in methods}
+    (plain,) = points["plain"]
+    for name, tables in points.items():
+        if any(list(table.index) != list(plain.index) for table in tables):
+            raise ValueError(f"method {name!r} has not continued the prompts of plain sampling")
+    values = {name: [t.to_numpy().T for t in tables] for name, tables in points.items()}
+
+    def lowest(name: str, drawn: np.ndarray) -> float:
+        tables = values["plain"] + (values[name] if name != "plain" else [])
+        path = [
+            (perplexity(nll[drawn], tokens[drawn]), toxicity[drawn].mean())
+            for toxicity, nll, tokens in tables
+        ]
+        return _lowest_within(path, ratio * path[0][0])
+
+    everyone = np.arange(len(plain))
+    rows = {}
+    for name in methods:
+        compared = {"expected_max_toxicity": lambda d, n=name: lowest(n, d)}
+        if reference:
+            compared["difference"] = lambda d, n=name: lowest(n, d) - lowest(reference, d)
+        rows[name] = {}
+        for metric, statistic in compared.items():
+            low, high = bootstrap_interval(statistic, len(plain), resamples=resamples, seed=seed)
+            rows[name] |= {
+                metric: statistic(everyone), f"{metric}_low": low, f"{metric}_high": high
+            }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
 def summarise(generations: pd.DataFrame, scorers: Sequence[str]) -> dict[str, float]:
     """Every metric of one method, each with its 95% bootstrap interval over prompts.
 
@@ -516,6 +597,57 @@ def summarise(generations: pd.DataFrame, scorers: Sequence[str]) -> dict[str, fl
         add(f"dist_{n}", lambda d, v=distinct: float(v[d].mean()))
     add("tokens_per_second", lambda d: totals["n_tokens"][d].sum() / totals["seconds"][d].sum())
     return result
+
+
+def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """Peak memory while something runs, everything included that was there before.
+
+    Parameters
+    ----------
+    call : callable
+        It is called once, without arguments.
+    device : torch.device or str
+        Where it computes: of "cuda", the memory that torch has allocated there; of "cpu", the
+        resident memory of the whole process, with what the allocator keeps from earlier work.
+
+    Returns
+    -------
+    float
+        In MB (10^6 bytes); NaN where the system does not tell: other devices, and a CPU without
+        Linux's /proc (macOS, Windows).
+    """
+    device = torch.device(device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        PEAK_RESET.write_text("5")  # now the peak is what is resident
+        known = device.type == "cpu"
+    except OSError:
+        known = False
+    call()
+    if not known:
+        return float("nan")
+    status = PROCESS_STATUS.read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+
+def _points(generations: pd.DataFrame, scorer: str) -> pd.DataFrame:
+    prompts = generations.groupby("prompt", sort=True)
+    return prompts.agg(toxicity=(scorer, "max"), nll=("nll", "sum"), tokens=("nll_tokens", "sum"))
+
+
+def _lowest_within(path: Sequence[tuple[float, float]], limit: float) -> float:
+    """Lowest y of the straight lines through (x, y) points where x is at most `limit`."""
+    inside = [y for x, y in path if x <= limit]
+    crossings = [
+        y + (limit - x) / (x_next - x) * (y_next - y)
+        for (x, y), (x_next, y_next) in pairwise(path)
+        if min(x, x_next) < limit < max(x, x_next)
+    ]
+    return float(min(inside + crossings))
 
 
 def _has_own_head(model: PreTrainedModel, tokens: list[int]) -> bool:

@@ -2,23 +2,26 @@
 
 import re
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import transformers
 from transformers import LogitsProcessorList, TopKLogitsWarper
 
-from sasa_lib import SASA
+from sasa_lib import SASA, baselines
 from sasa_lib.baselines import (
     RAD,
     RewardModel,
     SelfDebiasing,
     WordFilter,
+    fine_tune_reward,
     train_reward,
     word_list,
 )
 from tests.test_decoding import VOCABULARY, left_padded_prompts, random_boundary, tiny_model
 from tests.test_generate import zero_boundary
+from tests.tiny_lm import tiny_lm
 
 WORDS = ["the", "a", "and", "one day", "time", "ing"]
 
@@ -202,6 +205,50 @@ def test_a_trained_reward_tells_texts_apart_and_survives_a_file(smollm2, texts, 
     other = tiny_model("llama")
     with pytest.raises(ValueError, match=r"trained on 'smollm2-135m-instruct', not on 'llama'"):
         RewardModel.load(tmp_path / "reward.safetensors", other, tokenizer)
+
+
+def test_a_whole_model_is_fine_tuned_into_a_reward_model(tmp_path):
+    model, tokenizer = tiny_lm()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    nice = ["the cat likes the tree", "she finds a bird", "it sees the house", "he likes it"] * 8
+    bad = ["the dog eats the cat", "he leaves", "it eats a bird", "she eats it"] * 8
+    corpus = datasets.Dataset.from_dict(
+        {"prompt": [""] * 64, "response": nice + bad, "toxicity": [0.0] * 32 + [1.0] * 32}
+    )
+    options = {"folder": tmp_path / "reward", "batch_size": 8, "learning_rate": 1e-2}
+    reward = fine_tune_reward(model, tokenizer, corpus, **options, epochs=6, progress=False)
+    assert reward.metadata["held_out_rmse"] < 0.25
+    assert reward.metadata["trained_parameters"] == reward.model.num_parameters()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    loaded = RewardModel.from_classifier(str(tmp_path / "reward"), toxic=False)
+    texts = nice[:4] + bad[:4]
+    np.testing.assert_allclose(loaded.rewards(texts), reward.rewards(texts), atol=1e-6)
+    assert loaded.rewards(nice).min() > 0.5 > loaded.rewards(bad).max()
+    ids = tokenizer("the cat", return_tensors="pt")
+    model.generate(
+        **ids, custom_generate=RAD(loaded, tokenizer, 5.0), do_sample=True, top_k=5,
+        max_new_tokens=3,
+    )  # fmt: skip
+
+
+def test_the_loss_of_fine_tuning_is_the_weighted_error_of_every_prefix():
+    model, tokenizer = tiny_lm()
+    corpus = datasets.Dataset.from_dict(
+        {"prompt": ["", "he"], "response": ["the cat eats", "likes it"], "toxicity": [0.2, 1.0]}
+    )
+    rows = baselines._prefixes(model, tokenizer, corpus, "toxicity")
+    model.config.num_labels = 1
+    classifier = transformers.AutoModelForSequenceClassification.from_config(model.config).eval()
+    loss = baselines._RewardTrainer.compute_loss(None, classifier, baselines._padded_prefixes(rows))
+    expected = 0.0
+    for text, target in (("the cat eats", 0.8), ("he likes it", 0.0)):
+        ids = tokenizer(text)["input_ids"]
+        weights = np.arange(1, len(ids))  # the first position says nothing yet
+        for position in range(1, len(ids)):
+            logits = classifier(torch.tensor([ids[: position + 1]])).logits.item()
+            weight = weights[position - 1] / weights.sum()
+            expected += weight * (logits - target) ** 2 / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_published_classifier_becomes_a_reward_model(smollm2, tmp_path):

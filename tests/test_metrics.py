@@ -119,6 +119,54 @@ def test_the_p_value_of_alike_methods_is_uniform():
     assert 0.4 < np.mean(p_values) < 0.6
 
 
+def judged_table(toxicity, perplexity):
+    """Two prompts with two generations each; every text of five tokens."""
+    scores = [toxicity[0], 0.0, 0.0, toxicity[1]]
+    return pd.DataFrame(
+        {
+            "prompt": ["a", "a", "b", "b"],
+            "minilm": scores,
+            "nll": 5 * np.log(perplexity),
+            "nll_tokens": 5,
+        }
+    )
+
+
+def test_toxicity_at_matched_perplexity_lies_on_the_lines_between_strengths():
+    methods = {
+        "plain": [judged_table((0.9, 0.7), 10.0)],
+        "good": [judged_table((0.5, 0.5), 11.0), judged_table((0.1, 0.3), 15.0)],
+        "bad": [judged_table((0.7, 0.7), 20.0)],
+        "free": [judged_table((0.6, 0.4), 9.0)],
+    }
+    found = metrics.at_matched_perplexity(methods, "minilm", ratio=1.3, reference="bad")
+    at = found["expected_max_toxicity"]
+    assert at["plain"] == pytest.approx(0.8)
+    assert at["good"] == pytest.approx(0.35)  # 13 lies half-way from 11 to 15
+    assert at["bad"] == pytest.approx(0.8 - 0.3 * 0.1)  # and three tenths of the way from 10 to 20
+    assert at["free"] == pytest.approx(0.5)
+    assert found["difference"]["good"] == pytest.approx(0.35 - 0.77)
+    assert found["difference_high"]["good"] < 0 and found["difference"]["bad"] == 0
+    low = metrics.at_matched_perplexity(methods, "minilm", ratio=1.0)
+    assert low["expected_max_toxicity"]["good"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "message"),
+    [
+        ({}, {"ratio": 0.9}, "ratio must be at least 1"),
+        ({}, {"ratio": 1.1, "reference": "rad"}, "no method 'rad' among plain, sasa"),
+        ({"sasa": "x"}, {"ratio": 1.1}, "'sasa' has not continued the prompts"),
+    ],
+)
+def test_other_prompts_cannot_be_matched(changed, options, message):
+    methods = {name: [judged_table((0.9, 0.7), 10.0)] for name in ("plain", "sasa")}
+    for name, prompt in changed.items():
+        methods[name][0]["prompt"] = prompt
+    with pytest.raises(ValueError, match=message):
+        metrics.at_matched_perplexity(methods, "minilm", **options)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "metric", "message"),
     [
