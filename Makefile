@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUN := runs/$(PROFILE)
 LIBRARY := $(wildcard sasa_lib/*.py data/*.jsonl data/*.safetensors)
-NAMES := 01_embeddings 02_subspaces 03_boundary 04_generation 05_evaluation
+NAMES := 01_embeddings 02_subspaces 03_boundary 04_generation 05_evaluation \
+	06_bold 07_instruct 08_word_filter 09_cost
 EXECUTED := $(NAMES:%=$(RUN)/%.ipynb)
 
 .PHONY: run test lint unit lab bench setup lock figures clean FORCE
@@ -23,6 +24,10 @@ $(RUN)/02_subspaces.ipynb: $(RUN)/01_embeddings.ipynb
 $(RUN)/03_boundary.ipynb: $(RUN)/02_subspaces.ipynb
 $(RUN)/04_generation.ipynb: $(RUN)/03_boundary.ipynb
 $(RUN)/05_evaluation.ipynb: $(RUN)/04_generation.ipynb
+$(RUN)/06_bold.ipynb: $(RUN)/05_evaluation.ipynb
+$(RUN)/07_instruct.ipynb: $(RUN)/06_bold.ipynb
+$(RUN)/08_word_filter.ipynb: $(RUN)/07_instruct.ipynb
+$(RUN)/09_cost.ipynb: $(RUN)/08_word_filter.ipynb
 
 # Rewrites a notebook's parameters only where they differ, and refuses unknown ones.
 $(NAMES:%=$(RUN)/parameters/%.json) &: FORCE | $(READY)

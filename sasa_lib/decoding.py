@@ -46,6 +46,7 @@ from sasa_lib.phrases import Hidden, Phrases, RepeatedPhrases, obstacle
 FORMS = ("margin", "softmax", "posterior")
 FEW_TOKENS = 16  # that many in a batch cost a forward pass hardly more than one does
 NOISE_STEPS = 16  # for which noise is made at once
+BUDGET_HALVINGS = 40  # of the interval of betas
 POSTERIOR_SLOPE = 3.0  # log-odds of nontoxic per standard deviation of the margin
 # They look at the scores alone, so behind top-k they may as well see the k that are left.
 SCORE_WARPERS = (
@@ -85,6 +86,11 @@ class SASA(Decoder):
     scaled : bool
         Use margins in units of the training data's standard deviation, so that beta means the
         same on every model and layer. False: raw distances, as published.
+    max_kl : float, optional
+        Budget, above 0, in nats a token: at a step whose re-weighted distribution would be further
+        than this from the reference, in KL(q || p), all betas are scaled down to where it is just
+        as far. So beta, or the ratio of several, says what is wanted, and the budget what fluency
+        may pay; text that needs no steering is left alone. Every candidate is computed.
     max_candidates : int
         Largest number of candidates a step where `top_k` does not give one.
     seed : int, optional
@@ -117,6 +123,7 @@ class SASA(Decoder):
         *,
         form: str = "margin",
         scaled: bool = True,
+        max_kl: float | None = None,
         max_candidates: int = 50,
         seed: int | None = None,
         record: bool = False,
@@ -138,9 +145,12 @@ class SASA(Decoder):
                 raise ValueError(f"beta must be a number of at least 0, got {strength}")
         if form not in FORMS:
             raise ValueError(f"unknown form {form!r}; known are {', '.join(FORMS)}")
+        if max_kl is not None and not 0 < max_kl < float("inf"):
+            raise ValueError(f"max_kl must be a number of nats above 0, got {max_kl}")
         if max_candidates < 1:
             raise ValueError(f"max_candidates must be at least 1, got {max_candidates}")
         self.pairs = pairs
+        self.max_kl = max_kl
         self.form = form
         self.scaled = scaled
         self.max_candidates = max_candidates
@@ -234,6 +244,7 @@ class SASA(Decoder):
             "beta": betas[0] if len(betas) == 1 else betas,
             "form": self.form,
             "scaled": self.scaled,
+            "max_kl": self.max_kl,
             "max_candidates": self.max_candidates,
             "seed": self.seed,
             "boundaries": [boundary.fingerprint() for boundary, _ in self.pairs],
@@ -318,6 +329,8 @@ class SASA(Decoder):
                 log_odds = POSTERIOR_SLOPE * (g if self.scaled else g / boundary.scale)
                 g = torch.nn.functional.logsigmoid(log_odds)
             weighted = weighted + beta * g
+        if self.max_kl is not None:
+            weighted = _within_budget(reference, weighted, self.max_kl)
         return weighted, margins[0]
 
     def _margins(self, i: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -528,6 +541,29 @@ def divergence(trace: pd.DataFrame) -> pd.Series:
     return terms.groupby([trace["sequence"], trace["step"]]).sum()
 
 
+def _within_budget(reference: torch.Tensor, weighted: torch.Tensor, limit: float) -> torch.Tensor:
+    """Logits between reference and weighted, each [rows, candidates], at most `limit` nats away.
+
+    With s in [0, 1] the share of what is added, KL(q_s || p) grows with s: its derivative is
+    s Var_q[added]. So halving the interval finds the largest share that is allowed.
+    """
+    possible = reference > float("-inf")
+    added = torch.where(possible, weighted - reference, 0).double()
+    p = reference.double().log_softmax(-1)
+
+    def too_far(share: torch.Tensor) -> torch.Tensor:
+        q = (p + share * added).log_softmax(-1)
+        return torch.where(possible, q.exp() * (q - p), 0).sum(-1, keepdim=True) > limit
+
+    low, high = torch.zeros_like(p[:, :1]), torch.ones_like(p[:, :1])
+    whole = ~too_far(high)
+    for _ in range(BUDGET_HALVINGS):
+        middle = (low + high) / 2
+        far = too_far(middle)
+        low, high = torch.where(far, low, middle), torch.where(far, middle, high)
+    return reference + (torch.where(whole, 1.0, low) * added).to(reference.dtype)
+
+
 class _Draw:
     """One step's draw: argmax of new logit + noise, over the candidates in `order`.
 
@@ -552,7 +588,7 @@ class _Draw:
         self.sasa = sasa
         self.unfinished = unfinished
         self.first = int((reference > float("-inf")).sum(-1).max())
-        if sasa.form == "posterior" and not whole:
+        if sasa.form == "posterior" and sasa.max_kl is None and not whole:
             self.first = min(self.first, max(2, FEW_TOKENS // len(reference)))
 
     def judge(self, hidden: Hidden) -> None:

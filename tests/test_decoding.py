@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from scipy.optimize import brentq
 from scipy.stats import chisquare, entropy
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
@@ -231,6 +232,60 @@ def test_divergence_is_the_kl_of_every_step():
         assert found[at] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("beta", "budget"), [(3.0, 0.05), (3.0, 0.4), (1e4, 0.2)])
+def test_a_budget_lowers_beta_to_where_the_divergence_is_just_allowed(beta, budget):
+    model = tiny_model("llama")
+    sasa = SASA(random_boundary(model, 1), beta=beta, max_kl=budget, record=True)
+    options = dict(do_sample=True, top_k=9, top_p=0.95, max_new_tokens=12)
+    model.generate(**left_padded_prompts(), custom_generate=sasa, **options)
+    spent = 0
+    for _, rows in sasa.trace.groupby(["sequence", "step"]):
+        reference, margin = np.exp(rows["reference_logprob"]), rows["margin"]
+
+        def steered(strength, reference=reference, margin=margin):
+            weights = reference * np.exp(strength * (margin - margin.max()))
+            return weights / weights.sum()
+
+        def excess(strength, reference=reference, steered=steered):
+            return entropy(steered(strength), reference) - budget
+
+        strength = brentq(excess, 0, beta) if excess(beta) > 0 else beta
+        spent += excess(beta) > 0
+        np.testing.assert_allclose(np.exp(rows["new_logprob"]), steered(strength), atol=1e-4)
+    found = divergence(sasa.trace)
+    assert found.max() <= budget + 1e-4
+    assert (abs(found - budget) <= 1e-4).sum() >= spent > 5
+
+
+def test_a_joint_budget_keeps_the_ratio_of_several_values():
+    model = tiny_model("llama")
+    pairs = [(random_boundary(model, 3, seed=0), 2.0), (random_boundary(model, 1, seed=1), 6.0)]
+    options = dict(do_sample=True, top_k=8, max_new_tokens=1)
+    traces = []
+    for budget in (None, 0.1):
+        sasa = SASA(pairs, max_kl=budget, record=True)
+        model.generate(torch.tensor([[5, 9, 11]]), custom_generate=sasa, **options)
+        traces.append(sasa.trace.sort_values("token_id"))
+        traces[-1]["added"] = traces[-1]["new_logprob"] - traces[-1]["reference_logprob"]
+    free, held = ((t["added"] - t["added"].iloc[0]).to_numpy() for t in traces)
+    share = held[1:] / free[1:]
+    assert divergence(traces[1]).item() == pytest.approx(0.1, abs=1e-4)
+    assert 0 < share[0] < 1
+    np.testing.assert_allclose(share, share[0], rtol=1e-3)
+
+
+def test_with_a_budget_the_seed_alone_decides_too():
+    model = tiny_model("llama")
+    options = dict(do_sample=True, top_k=8, max_new_tokens=6)
+    runs = []
+    for record in (True, False):
+        sasa = SASA(
+            random_boundary(model, 1), beta=4.0, form="posterior", max_kl=0.1, seed=1, record=record
+        )
+        runs.append(model.generate(**left_padded_prompts(), custom_generate=sasa, **options))
+    torch.testing.assert_close(*runs)
+
+
 @pytest.mark.parametrize("form", ["margin", "posterior"])
 def test_sampling_follows_the_distribution(form):
     model = tiny_model("llama")
@@ -361,6 +416,8 @@ def test_an_open_candidate_set_is_capped_and_says_so_once():
         (dict(beta=float("nan")), "at least 0"),
         (dict(beta=1.0, form="sigmoid"), "known are margin, softmax, posterior"),
         (dict(beta=1.0, max_candidates=0), "at least 1"),
+        (dict(beta=1.0, max_kl=0.0), "nats above 0"),
+        (dict(beta=1.0, max_kl=float("inf")), "nats above 0"),
     ],
 )
 def test_bad_parameters_are_refused_at_once(arguments, message):

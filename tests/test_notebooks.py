@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "scripts"))
 import notebooks  # noqa: E402
 
-PROFILES = ("smoke", "laptop", "paper")
+PROFILES = ("smoke", "laptop", "table", "paper")
 
 
 @pytest.fixture
@@ -30,8 +30,11 @@ def chosen(folder, profile, notebook):
     ]
 
 
-def test_there_are_five_in_order():
-    assert [name[:2] for name in notebooks.names()] == ["01", "02", "03", "04", "05"]
+def test_they_are_numbered_and_made_in_order():
+    numbers = [int(name[:2]) for name in notebooks.names()]
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= 9
+    makefile = (PROJECT / "Makefile").read_text().replace("\\\n", " ")
+    assert re.search(r"^NAMES := (.*)$", makefile, re.M)[1].split() == notebooks.names()
 
 
 @pytest.mark.parametrize("name", notebooks.names())
@@ -78,7 +81,7 @@ def test_parameters_are_rewritten_only_where_they_change(elsewhere):
     notebooks.settle_parameters("smoke", [])
     folder = elsewhere / "runs" / "smoke" / "parameters"
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    notebooks.settle_parameters("smoke", ["N_PROMPTS=5"])
+    notebooks.settle_parameters("smoke", ["DECAY=5"])
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {name for name in before if before[name] != after[name]} == {"05_evaluation.json"}
 
@@ -86,7 +89,7 @@ def test_parameters_are_rewritten_only_where_they_change(elsewhere):
 @pytest.mark.parametrize(
     ("profile", "override", "message"),
     [
-        ("huge", "BETA=1", "unknown profile 'huge'; known are laptop, paper, smoke"),
+        ("huge", "BETA=1", "unknown profile 'huge'; known are laptop, paper, smoke, table"),
         ("smoke", "BETTA=1", "unknown parameter 'BETTA'; known are ATTRIBUTE, BETA"),
         ("smoke", "N_PROMPTS=many", "N_PROMPTS must be of type int, such as 16; got 'many'"),
         ("smoke", "BETA=0,high", "BETA must be of type float"),
