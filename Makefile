@@ -12,7 +12,7 @@ NAMES := 01_embeddings 02_subspaces 03_boundary 04_generation 05_evaluation \
 	06_bold 07_instruct 08_word_filter 09_cost
 EXECUTED := $(NAMES:%=$(RUN)/%.ipynb)
 
-.PHONY: run test lint unit lab bench setup lock figures clean FORCE
+.PHONY: run plan test lint unit lab bench setup lock figures clean FORCE
 
 run: $(EXECUTED)
 	@$(BIN)/python scripts/notebooks.py report --profile $(PROFILE)
@@ -33,6 +33,10 @@ $(RUN)/09_cost.ipynb: $(RUN)/08_word_filter.ipynb
 $(NAMES:%=$(RUN)/parameters/%.json) &: FORCE | $(READY)
 	@$(BIN)/python scripts/notebooks.py parameters --profile $(PROFILE) $(MAKEOVERRIDES)
 FORCE:
+
+# What a run needs and would cost, without weights: `make plan PROFILE=paper`; executes nothing.
+plan: $(READY)
+	@$(BIN)/python scripts/plan.py --profile $(PROFILE) $(MAKEOVERRIDES)
 
 test: lint unit
 	@$(MAKE) --no-print-directory run PROFILE=smoke
