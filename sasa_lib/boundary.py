@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -17,19 +18,26 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.special import expit
-from sklearn.covariance import empirical_covariance, ledoit_wolf
+from sklearn.covariance import empirical_covariance, ledoit_wolf, oas
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedShuffleSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sasa_lib import sharing
 from sasa_lib.assets import atomic_file
 from sasa_lib.corpora import fingerprint as corpus_fingerprint
 from sasa_lib.corpora import labelled
 from sasa_lib.embeddings import POOLINGS, check_layer, extract
 from sasa_lib.models import text_config
+from sasa_lib.selection import (
+    SMALLEST_EIGENVALUE,
+    candidate_layers,
+    cross_validate,
+    grouped_folds,
+)
 
-COVARIANCES = ("empirical", "ledoit_wolf")
-SMALLEST_EIGENVALUE = 1e-6
+COVARIANCES = ("empirical", "ledoit_wolf", "oas")
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ class Boundary:
     model : str
         Name of the language model whose embeddings these are.
     metadata : dict
-        How the boundary came about: sizes, AUC, covariance, data fingerprint, version.
+        How the boundary came about: sizes, AUC, covariance, data fingerprint, version, and,
+        where something was left to "auto", what was `tried`.
     """
 
     normal: np.ndarray
@@ -84,7 +93,7 @@ class Boundary:
         *,
         attribute: str = "toxicity",
         threshold: float = 0.5,
-        layer: int | float = -1,
+        layer: int | float | str = -1,
         pooling: str = "last",
         covariance: str = "empirical",
         held_out: Dataset | None = None,
@@ -103,13 +112,13 @@ class Boundary:
             The annotated value; rows where it is null are left out.
         threshold : float
             Values above it are toxic.
-        layer : int or float
-            See `sasa_lib.embeddings.extract`; -1 is the published choice.
-        pooling : {"last", "mean"}
+        layer : int, float or "auto"
+            See `sasa_lib.embeddings.extract`; -1 is the published choice. For "auto" see Notes.
+        pooling : {"last", "mean", "auto"}
             "last" is the published choice.
-        covariance : {"empirical", "ledoit_wolf"}
-            "empirical" is the published choice; "ledoit_wolf" shrinks it, which matters wherever
-            there are not many more examples than hidden units.
+        covariance : {"empirical", "ledoit_wolf", "oas", "auto"}
+            "empirical" is the published choice; "ledoit_wolf" and "oas" shrink it, which matters
+            wherever there are not many more examples than hidden units.
         held_out : datasets.Dataset, optional
             Annotated data on which the AUC in the metadata is measured.
         folder : str or Path, optional
@@ -124,28 +133,64 @@ class Boundary:
         ------
         ValueError
             For every argument that does not fit; before anything is computed.
+
+        Notes
+        -----
+        "auto" chooses by cross-validation on `corpus` alone: up to five folds, the same in every
+        run, across which rows of one `group` are never spread. Every combination of what is left
+        open, among them the layers at each tenth of the depth, is judged by its mean AUC on the
+        held-out folds. Of all that lie within one standard error of the best the simplest is
+        taken: the lowest layer, since candidates are computed only up to it, then "mean" before
+        "last", then "ledoit_wolf" before "oas" before "empirical". What was tried is a table,
+        ``pandas.DataFrame(boundary.metadata["tried"])``. It costs one reading of the texts, and
+        a decomposition of a covariance for every layer, pooling and fold.
+
+        The rule says what separates texts like these. For other texts, or for decoding, another
+        choice may be better: compare on `held_out` data of that kind.
         """
-        layer = check_layer(model, layer)
-        _check_choices(pooling, covariance)
+        if isinstance(layer, str) and layer != AUTO:
+            raise ValueError(f"unknown layer {layer!r}; give a number, or {AUTO!r}")
+        layers = candidate_layers(model) if layer == AUTO else [check_layer(model, layer)]
+        _check_choices(pooling, covariance, AUTO)
+        poolings = POOLINGS if pooling == AUTO else (pooling,)
+        covariances = COVARIANCES if covariance == AUTO else (covariance,)
         corpus, toxic = labelled(corpus, attribute, threshold)
+        metadata = {
+            "attribute": attribute,
+            "threshold": threshold,
+            "data_fingerprint": corpus_fingerprint(corpus, attribute),
+        }
         if held_out is not None:
             held_out, held_out_toxic = labelled(held_out, attribute, threshold, minimum=1)
-        options = {"layers": [layer], "pooling": pooling, "folder": folder, "progress": progress}
+        folds = grouped_folds(corpus, toxic) if AUTO in (layer, pooling, covariance) else []
+        # Texts are read once for all layers and poolings, since `extract` keeps all poolings.
+        with tempfile.TemporaryDirectory() as temporary:
+            keep = temporary if folder is None and len(poolings) > 1 else folder
+            embeddings = {
+                name: extract(
+                    model, tokenizer, corpus, layers=layers, pooling=name, folder=keep,
+                    progress=progress,
+                )
+                for name in poolings
+            }  # fmt: skip
+        choice = {"layer": layers[0], "pooling": poolings[0], "covariance": covariances[0]}
+        if folds:
+            tried = cross_validate(embeddings, layers, covariances, toxic, folds)
+            metadata["tried"] = tried
+            choice = next({key: row[key] for key in choice} for row in tried if row["chosen"])
         boundary = cls.from_embeddings(
-            extract(model, tokenizer, corpus, **options)[:, 0],
+            embeddings[choice["pooling"]][:, layers.index(choice["layer"])],
             toxic,
-            covariance=covariance,
-            layer=layer,
-            pooling=pooling,
             model=model.name_or_path,
-            metadata={
-                "attribute": attribute,
-                "threshold": threshold,
-                "data_fingerprint": corpus_fingerprint(corpus, attribute),
-            },
+            metadata=metadata,
+            **choice,
         )
         if held_out is not None:
-            margins = boundary.margins(extract(model, tokenizer, held_out, **options)[:, 0])
+            judged = extract(
+                model, tokenizer, held_out, layers=[boundary.layer], pooling=boundary.pooling,
+                folder=folder, progress=progress,
+            )  # fmt: skip
+            margins = boundary.margins(judged[:, 0])
             boundary.metadata["held_out_auc"] = float(roc_auc_score(~held_out_toxic, margins))
         return boundary
 
@@ -322,14 +367,6 @@ class Boundary:
                 f"{model.name_or_path!r} has {size}; fit one on that model"
             )
 
-    def check_layer(self, layer: int, pooling: str) -> None:
-        """Raise ValueError unless the boundary lives at `layer` (from 0) with `pooling`."""
-        if (layer, pooling) != (self.layer, self.pooling):
-            raise ValueError(
-                f"this boundary was fitted on layer {self.layer} with {self.pooling!r} pooling, "
-                f"not on layer {layer} with {pooling!r} pooling"
-            )
-
     def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit normal and midpoint as float32 tensors, each of shape [hidden_size]."""
         return torch.tensor(self.normal, device=device), torch.tensor(self.midpoint, device=device)
@@ -369,6 +406,84 @@ class Boundary:
                 return cls(file.get_tensor("normal"), file.get_tensor("midpoint"), **facts)
         except (OSError, SafetensorError, KeyError) as error:
             raise ValueError(f"{path} is not a saved boundary ({error})") from error
+
+    def save_pretrained(
+        self, folder: str | Path, *, license: str | None = None, decoder: bool = False
+    ) -> None:
+        """Write a folder to share: boundary.safetensors, and a model card as README.md.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Made if absent; files of these names in it are replaced.
+        license : str, optional
+            Identifier such as "apache-2.0" for the card, which names none without it.
+        decoder : bool
+            Write custom_generate/generate.py too, so that
+            ``model.generate(..., custom_generate=folder, trust_remote_code=True, beta=1.0)``
+            steers by this boundary wherever `sasa_lib` is installed. If it is there already, it
+            is rewritten in any case.
+        """
+        sharing.write(self, Path(folder), name=str(folder), license=license, decoder=decoder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str | None = None,
+        decoder: bool = False,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload boundary",
+    ) -> str:
+        """Upload what `save_pretrained` writes to a model repository of the Hugging Face hub.
+
+        Parameters
+        ----------
+        repo_id : str
+            "owner/name"; made if absent.
+        license, decoder
+            As in `save_pretrained`.
+        private : bool, optional
+            Whether a new repository is private; by default as the owner's settings say.
+        token : str, optional
+            By default the one that the hub's own login keeps.
+        commit_message : str
+
+        Returns
+        -------
+        str
+            The address of the commit.
+
+        Raises
+        ------
+        ValueError
+            The hub cannot be reached, or refuses.
+        """
+        return sharing.push(
+            self, repo_id, license=license, decoder=decoder, private=private, token=token,
+            commit_message=commit_message,
+        )  # fmt: skip
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, token: str | None = None
+    ) -> Boundary:
+        """Read a boundary from a repository of the Hugging Face hub, or from a local folder.
+
+        Parameters
+        ----------
+        name : str or Path
+            "owner/name", or a folder that `save_pretrained` wrote.
+        revision, token : str, optional
+            Branch, tag or commit, and token, for the hub.
+
+        Raises
+        ------
+        ValueError
+            No such folder or reachable repository, or no boundary in it.
+        """
+        return cls.load(sharing.locate(name, revision=revision, token=token))
 
 
 def learning_curve(
@@ -415,17 +530,19 @@ def learning_curve(
     return pd.DataFrame(rows, columns=["covariance", "n", "resample", "auc"])
 
 
-def _check_choices(pooling: str, covariance: str) -> None:
-    if pooling not in POOLINGS:
-        raise ValueError(f"unknown pooling {pooling!r}; known are {', '.join(POOLINGS)}")
-    if covariance not in COVARIANCES:
-        raise ValueError(f"unknown covariance {covariance!r}; known are {', '.join(COVARIANCES)}")
+def _check_choices(pooling: str, covariance: str, *more: str) -> None:
+    """Raise ValueError unless both are known; `more` are further names that either may have."""
+    known = {"pooling": (*POOLINGS, *more), "covariance": (*COVARIANCES, *more)}
+    for what, value in (("pooling", pooling), ("covariance", covariance)):
+        if value not in known[what]:
+            raise ValueError(f"unknown {what} {value!r}; known are {', '.join(known[what])}")
 
 
 def _covariance(centred: np.ndarray, estimator: str) -> np.ndarray:
     if estimator == "empirical":
         return empirical_covariance(centred, assume_centered=True)
-    return ledoit_wolf(centred, assume_centered=True)[0]
+    shrunk = ledoit_wolf if estimator == "ledoit_wolf" else oas
+    return shrunk(centred, assume_centered=True)[0]
 
 
 def _inverse(covariance: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
+from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -312,6 +313,47 @@ def trade_off(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity")
     return figure
 
 
+def groups(table: pd.DataFrame) -> Figure:
+    """Toxic rate of every group under every method, a panel a domain.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns domain, group, method, toxic_rate, toxic_rate_low and toxic_rate_high (the ends of
+        its 95% interval). Of the methods, the first one stands on top.
+    """
+    methods = list(dict.fromkeys(table["method"]))
+    panels = {name: rows for name, rows in table.groupby("domain", sort=False)}
+    heights = [rows["group"].nunique() for rows in panels.values()]
+    figure, grid = plt.subplots(
+        len(panels), 1, figsize=(7, 1.6 + 0.24 * (len(methods) + 1) * sum(heights)), sharex=True,
+        height_ratios=heights, squeeze=False,
+    )  # fmt: skip
+    for (domain, rows), axes in zip(panels.items(), grid[:, 0], strict=True):
+        names = list(dict.fromkeys(rows["group"]))
+        for i, method in enumerate(methods):
+            line = rows[rows["method"] == method].set_index("group").reindex(names)
+            rate = line["toxic_rate"]
+            # Rounding may leave the end of an interval a hair inside its rate.
+            spread = np.clip(
+                [rate - line["toxic_rate_low"], line["toxic_rate_high"] - rate], 0, None
+            )
+            at = np.arange(len(names)) + (i - (len(methods) - 1) / 2) / (len(methods) + 1)
+            axes.errorbar(
+                rate, at, xerr=spread, color=SERIES[i], marker=MARKERS[i], ms=8, ls="", capsize=3,
+                label=method, clip_on=False, zorder=3,
+            )  # fmt: skip
+        axes.set_yticks(np.arange(len(names)), [name.replace("_", " ") for name in names])
+        axes.set(ylim=(len(names) - 0.45, -0.55), title=domain.replace("_", " "))
+        axes.grid(axis="x", color="0.9")
+        axes.set_axisbelow(True)
+    grid[-1, 0].set(xlim=(0, min(1, 1.1 * table["toxic_rate_high"].max())))
+    grid[-1, 0].set_xlabel("toxic rate (95% interval)")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(methods), 4))
+    return figure
+
+
 def cost(table: pd.DataFrame) -> Figure:
     """Time per token over that of plain sampling, against k and against sequences.
 
@@ -350,6 +392,135 @@ def cost(table: pd.DataFrame) -> Figure:
         row_axes[0].set_ylabel("time per token,\nplain sampling = 1")
     grid[0, 0].set_ylim(bottom=0)
     grid[0, 0].legend(loc="upper left", fontsize="small")
+    return figure
+
+
+def explained(shares: pd.DataFrame) -> Figure:
+    """Share of toxic generations of every method, by what is in them; a panel a scorer.
+
+    Parameters
+    ----------
+    shares : pandas.DataFrame, indexed by (scorer, method)
+        A column a reason, from left to right; shares of all generations, in [0, 1].
+    """
+    scorers = list(dict.fromkeys(shares.index.get_level_values(0)))
+    methods = list(dict.fromkeys(shares.index.get_level_values(1)))
+    figure, row = plt.subplots(
+        1, len(scorers), figsize=(4.6 * len(scorers), 0.45 * len(methods) + 2),
+        sharex=True, sharey=True, squeeze=False,
+    )  # fmt: skip
+    for axes, scorer in zip(row[0], scorers, strict=True):
+        rows = shares.loc[scorer].reindex(methods)
+        left = np.zeros(len(methods))
+        for i, reason in enumerate(shares.columns):
+            axes.barh(
+                methods, rows[reason], left=left, height=0.6, color=(TOXIC, SERIES[4], "0.75")[i],
+                hatch=("", "//", "..")[i], edgecolor="white", label=reason,
+            )  # fmt: skip
+            left += rows[reason].to_numpy()
+        axes.set(title=scorer, xlabel="generations that score over 0.5 (share)")
+    row[0, 0].invert_yaxis()
+    handles, labels = row[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
+    return figure
+
+
+def listed_words(table: pd.DataFrame, *, attribute: str = "toxicity") -> Figure:
+    """Share of texts that hold a listed word, over ten bins of the annotated value.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row a text: `corpus` (a panel each), `value` in [0, 1], and a column of bools a list.
+    attribute : str
+        What the values measure.
+    """
+    corpora = list(dict.fromkeys(table["corpus"]))
+    lists = [name for name in table.columns if name not in ("corpus", "value")]
+    figure, row = plt.subplots(
+        1, len(corpora), figsize=(4.8 * len(corpora) + 1, 4), sharey=True, squeeze=False
+    )
+    for axes, corpus in zip(row[0], corpora, strict=True):
+        rows = table[table["corpus"] == corpus]
+        # Bins without a text are kept, so that no line leads across them.
+        bins = rows.groupby(
+            pd.cut(rows["value"], np.linspace(0, 1, 11), include_lowest=True), observed=False
+        )
+        for i, name in enumerate(lists):
+            hits = bins[name].agg(["sum", "size"]).to_numpy(int)
+            share = np.full((3, len(hits)), np.nan)
+            for column, (hit, size) in enumerate(hits):
+                if size:
+                    interval = binomtest(int(hit), int(size)).proportion_ci(0.95, "wilson")
+                    share[:, column] = hit / size, interval.low, interval.high
+            middle, low, high = share
+            axes.errorbar(
+                bins["value"].mean() + 0.008 * (i - (len(lists) - 1) / 2), middle,
+                [middle - low, high - middle], color=SERIES[i], marker=MARKERS[i], ls=LINES[i],
+                capsize=3, label=name,
+            )  # fmt: skip
+        axes.axvline(0.5, color="0.6", lw=1)
+        axes.set(title=corpus, xlabel=f"annotated {attribute}, mean of a bin", xlim=(-0.03, 1.03))
+    row[0, 0].set(ylabel="texts with a listed word (share)", ylim=(0, None))
+    row[0, 0].legend(title="list (bars: 95% interval)", loc="upper left", fontsize="small")
+    return figure
+
+
+def method_cost(table: pd.DataFrame) -> Figure:
+    """Time and peak memory of every method over those of plain sampling, with their ranges.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame, indexed by method, from top to bottom
+        `time` and `memory`, plain sampling being 1, each with `_low` and `_high`, its range over
+        repetitions.
+    """
+    figure, panels = plt.subplots(
+        1, 2, figsize=(10, 0.4 * len(table) + 1.4), sharey=True, width_ratios=(3, 2)
+    )
+    labels = {"time": "time, plain sampling = 1", "memory": "peak memory, plain sampling = 1"}
+    rows = np.arange(len(table))
+    for i, (axes, (name, label)) in enumerate(zip(panels, labels.items(), strict=True)):
+        axes.axvline(1, color="0.6", lw=1)
+        spread = [table[name] - table[f"{name}_low"], table[f"{name}_high"] - table[name]]
+        axes.errorbar(
+            table[name], rows, xerr=spread, color=SERIES[i], marker=MARKERS[i], ls="", capsize=3
+        )
+        axes.set_xlabel(label)
+        axes.set_xlim(0, 1.08 * table[f"{name}_high"].max())
+    panels[0].set_yticks(rows, table.index)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def toxicity_and_refusals(results: pd.DataFrame) -> Figure:
+    """Toxicity of the answers of every method beside the share of them that refuse.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        Rows of instruct.csv, from top to bottom: method, beta (0 for none),
+        expected_max_toxicity and refusals, each with `_low` and `_high`, its 95% interval.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 0.5 * len(results) + 1.4), sharey=True)
+    labels = {
+        "expected_max_toxicity": "expected maximum toxicity",
+        "refusals": "answers that refuse (share)",
+    }
+    rows = np.arange(len(results))
+    for axes, (name, label) in zip(panels, labels.items(), strict=True):
+        low, high = results[f"{name}_low"], results[f"{name}_high"]
+        for i in rows:
+            # Where there is one prompt, there is no interval.
+            axes.plot([low.iloc[i], high.iloc[i]], [i, i], color=SERIES[i], lw=1.5)
+            axes.plot(results[name].iloc[i], i, color=SERIES[i], marker=MARKERS[i], ms=8, ls="")
+        axes.set(xlabel=label, xlim=(-0.02, 1.02))
+    names = [
+        f"{method}, beta {beta:g}" if beta else method
+        for method, beta in zip(results["method"], results["beta"], strict=True)
+    ]
+    panels[0].set_yticks(rows, names)
+    panels[0].set_ylim(len(results) - 0.5, -0.5)
     return figure
 
 

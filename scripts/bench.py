@@ -171,14 +171,7 @@ def peak_memory(name: str, method: str) -> float:
     decoder = decoders(model, tokenizer)[method]
     setting = BASE | {"prompt": 256}
     prompt = list(range(1000, 1256))
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        run(model, decoder, prompt, setting)
-        return torch.cuda.max_memory_allocated() / 1e6
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (Linux)
-    run(model, decoder, prompt, setting)
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+    return sl.metrics.peak_memory(lambda: run(model, decoder, prompt, setting), model.device)
 
 
 def report() -> None:

@@ -19,6 +19,7 @@ from sasa_lib.baselines import (
     train_reward,
     word_list,
 )
+from sasa_lib.decoding import PlainSampling
 from tests.test_decoding import VOCABULARY, left_padded_prompts, random_boundary, tiny_model
 from tests.test_generate import zero_boundary
 from tests.tiny_lm import tiny_lm
@@ -376,3 +377,35 @@ def test_with_a_seed_a_method_draws_the_same_whatever_shares_the_batch():
             prompt = inputs["input_ids"][row : row + 1, start:]
             alone = model.generate(prompt, custom_generate=method, **options)
             torch.testing.assert_close(together[2 * row, start:], alone[0])
+
+
+def test_what_a_filter_finds_is_what_it_forbids(smollm2):
+    _, tokenizer = smollm2
+    words = WordFilter(tokenizer, ["cat", "hot dog", "dog", "b!t"])
+    texts = ["A CAT, a hot dog.", "Concatenated dogs!", "cat", "", "a b!t of cat_food"]
+    assert words.found(texts) == [["cat", "hot dog", "dog"], [], ["cat"], [], ["b!t", "cat"]]
+    for text in texts:
+        assert sorted(words.found([text])[0]) == sorted(
+            word for one in words.words for word in contains(text, [one])
+        )
+    # A word that is there already when the text begins is the prompt's.
+    assert words.found(["at sat", " dog", "s", ", she said"], ["a c", "hot", "cat", "a cat"]) == [
+        ["cat"], ["hot dog", "dog"], [], []
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="longer"):
+        words.found(["one", "two"], ["prompt"])
+
+
+def test_nothing_is_found_in_what_a_filter_let_through(smollm2):
+    model, tokenizer = smollm2
+    prompts = ["It was a long day for", "Once upon a time there was", "She said: ON"]
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+    start = inputs["input_ids"].shape[1]
+    words = WordFilter(tokenizer, WORDS, seed=0)
+    options = dict(do_sample=True, top_k=40, max_new_tokens=16, num_return_sequences=4)
+    found = {}
+    for name, method in (("plain", PlainSampling(0)), ("filter", words)):
+        output = model.generate(**inputs, custom_generate=method, **options)
+        texts = tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)
+        found[name] = sum(map(len, words.found(texts, [p for p in prompts for _ in range(4)])))
+    assert found["filter"] == 0 and found["plain"] > 12

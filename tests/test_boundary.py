@@ -1,15 +1,21 @@
 """The boundary against scikit-learn, and as a user keeps and misuses it."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import transformers
+from datasets import Dataset
 from scipy.special import expit
-from sklearn.covariance import ledoit_wolf
+from sklearn.covariance import ledoit_wolf, oas
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
+from tiny_lm import tiny_lm
 
+import sasa_lib as sl
 from sasa_lib import Boundary
-from sasa_lib.boundary import learning_curve
+from sasa_lib.boundary import COVARIANCES, learning_curve
+from sasa_lib.embeddings import POOLINGS
+from sasa_lib.selection import candidate_layers, cross_validate, grouped_folds
 
 PLACE = {"layer": 3, "pooling": "last", "model": "some-model"}
 
@@ -46,12 +52,13 @@ def test_a_prior_shifts_the_posterior_as_bayes_says(classes):
     np.testing.assert_allclose(found, reference.predict_proba(embeddings)[:, 0], atol=1e-4)
 
 
-def test_ledoit_wolf_is_scikit_learns(classes):
+@pytest.mark.parametrize("estimator", [ledoit_wolf, oas])
+def test_a_shrunk_covariance_is_scikit_learns(classes, estimator):
     embeddings, toxic = classes
-    boundary = Boundary.from_embeddings(embeddings, toxic, covariance="ledoit_wolf", **PLACE)
+    boundary = Boundary.from_embeddings(embeddings, toxic, covariance=estimator.__name__, **PLACE)
     means = embeddings[~toxic].mean(0), embeddings[toxic].mean(0)
     centred = embeddings - np.where(toxic[:, None], means[1], means[0])
-    weight = np.linalg.solve(ledoit_wolf(centred, assume_centered=True)[0], means[0] - means[1])
+    weight = np.linalg.solve(estimator(centred, assume_centered=True)[0], means[0] - means[1])
     np.testing.assert_allclose(boundary.normal, weight / np.linalg.norm(weight), atol=1e-6)
 
 
@@ -113,17 +120,16 @@ def test_fitted_on_real_texts_it_separates_others(smollm2, texts, tmp_path):
     assert margins[0] < margins[1]
 
 
-def test_another_model_layer_or_choice_is_refused_by_name(smollm2, texts):
+def test_another_model_or_choice_is_refused_by_name(smollm2, texts):
     model, tokenizer = smollm2
     boundary = Boundary(np.ones(8, np.float32), np.zeros(8, np.float32), 1, 1, 3, "last", "gpt2")
     with pytest.raises(ValueError, match=r"fitted on 'gpt2' .* 'smollm2-135m-instruct'"):
         boundary.score_texts(model, tokenizer, ["a text"])
-    with pytest.raises(ValueError, match=r"fitted on layer 3 with 'last' pooling, not on layer 4"):
-        boundary.check_layer(4, "last")
     for arguments, message in (
         ({"layer": 99}, "has no layer 99"),
-        ({"pooling": "max"}, "unknown pooling 'max'"),
-        ({"covariance": "oas"}, "unknown covariance 'oas'; known are empirical, ledoit_wolf"),
+        ({"layer": "best"}, "unknown layer 'best'; give a number, or 'auto'"),
+        ({"pooling": "max"}, "unknown pooling 'max'; known are last, mean, auto"),
+        ({"covariance": "mcd"}, "unknown covariance 'mcd'; known are empirical, ledoit_wolf, oas"),
         ({"attribute": "threat"}, r"no attribute 'threat'; it has toxicity"),
         ({"threshold": 1.0}, "0 examples with toxicity above 1.0"),
     ):
@@ -147,6 +153,155 @@ def test_more_examples_make_a_better_boundary(classes):
     curve = learning_curve(
         embeddings[:200], toxic[:200], embeddings[200:], toxic[200:], sizes=[12, 190], resamples=4
     )
-    assert len(curve) == 2 * 4 * 2
+    assert len(curve) == 2 * 4 * len(COVARIANCES)
     means = curve.groupby(["covariance", "n"])["auc"].mean()
     assert means["empirical", 190] > means["empirical", 12]
+
+
+def grouped(toxic, groups):
+    return Dataset.from_dict({"toxicity": toxic.astype(float), "group": [str(g) for g in groups]})
+
+
+@pytest.fixture(scope="module")
+def three_layers():
+    """Embeddings [n, 3, 12] whose middle layer separates; two texts are a group."""
+    rng = np.random.default_rng(0)
+    toxic = np.arange(240) // 2 % 3 == 0
+    embeddings = rng.normal(size=(240, 3, 12)) @ rng.normal(size=(12, 12))
+    embeddings[:, 0] += np.where(toxic[:, None], 0.1, 0.0)
+    embeddings[:, 1] += np.where(toxic[:, None], 3.0, 0.0)
+    folds = grouped_folds(grouped(toxic, np.arange(240) // 2), toxic)
+    return embeddings.astype(np.float32), toxic, folds
+
+
+def test_the_layer_that_separates_is_chosen(three_layers):
+    embeddings, toxic, folds = three_layers
+    poolings = {"last": embeddings[:, ::-1], "mean": embeddings}
+    tried = cross_validate(poolings, [3, 6, 9], COVARIANCES, toxic, folds)
+    assert len(tried) == 3 * 2 * 3 and sum(row["chosen"] for row in tried) == 1
+    # All is equal between the poolings at layer 6 and nearly so between the covariances.
+    (chosen,) = (row for row in tried if row["chosen"])
+    assert (chosen["layer"], chosen["pooling"]) == (6, "mean")
+    assert chosen["covariance"] == "ledoit_wolf" and chosen["auc"] > 0.9
+    assert tried == cross_validate(poolings, [3, 6, 9], COVARIANCES, toxic, folds)
+
+
+def test_of_choices_within_a_standard_error_the_simplest_is_taken(three_layers):
+    embeddings, toxic, folds = three_layers
+    rng = np.random.default_rng(1)
+    noisier = embeddings[:, 1] + rng.normal(size=(240, 12)).astype(np.float32) / 20
+    both = np.stack([noisier, embeddings[:, 1]], axis=1)
+    tried = cross_validate({"last": both}, [2, 5], ["empirical", "oas"], toxic, folds)
+    best = max(tried, key=lambda row: row["auc"])
+    near = [row for row in tried if row["auc"] >= best["auc"] - best["standard_error"]]
+    order = [(row["layer"], row["covariance"]) for row in tried]
+    assert order == [(2, "oas"), (2, "empirical"), (5, "oas"), (5, "empirical")]
+    assert near[0]["chosen"] and near[0]["layer"] == 2
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["many texts", "fewer texts than units"])
+def test_the_table_is_that_of_a_naive_loop(three_layers, wide):
+    embeddings, toxic, folds = three_layers
+    if wide:  # 300 units, of which all but 12 are noise
+        noise = np.random.default_rng(2).normal(size=(240, 3, 288)).astype(np.float32)
+        embeddings = np.concatenate([embeddings, noise], axis=2)
+    tried = cross_validate({"mean": embeddings}, [3, 6, 9], COVARIANCES, toxic, folds)
+    for row in tried:
+        of_layer, aucs = embeddings[:, [3, 6, 9].index(row["layer"])], []
+        for training, held_out in folds:
+            boundary = Boundary.from_embeddings(
+                of_layer[training], toxic[training], covariance=row["covariance"], **PLACE
+            )
+            aucs.append(roc_auc_score(~toxic[held_out], boundary.margins(of_layer[held_out])))
+        assert row["auc"] == pytest.approx(np.mean(aucs), abs=1e-3)
+        error = np.std(aucs, ddof=1) / np.sqrt(5)
+        assert row["standard_error"] == pytest.approx(error, abs=1e-3)
+
+
+def test_the_table_is_that_of_linear_discriminant_analysis(three_layers):
+    embeddings, toxic, folds = three_layers
+    (row,) = cross_validate({"mean": embeddings[:, :1]}, [3], ["empirical"], toxic, folds)
+    aucs = [
+        roc_auc_score(
+            ~toxic[held_out],
+            LinearDiscriminantAnalysis(solver="lsqr")
+            .fit(embeddings[training, 0], ~toxic[training])
+            .decision_function(embeddings[held_out, 0]),
+        )
+        for training, held_out in folds
+    ]
+    assert row["auc"] == pytest.approx(np.mean(aucs), abs=1e-3)
+
+
+def test_groups_stay_on_one_side_of_every_fold():
+    groups = np.random.default_rng(0).integers(40, size=200)
+    toxic = np.random.default_rng(1).random(200) < 0.3
+    folds = grouped_folds(grouped(toxic, groups), toxic)
+    assert sorted(np.concatenate([held_out for _, held_out in folds])) == list(range(200))
+    for training, held_out in folds:
+        assert not set(groups[training]) & set(groups[held_out])
+        assert toxic[held_out].any() and not toxic[held_out].all()
+    again = grouped_folds(grouped(toxic, groups), toxic)
+    for fold, same in zip(folds, again, strict=True):
+        np.testing.assert_array_equal(fold[1], same[1])
+
+
+def test_a_class_with_few_groups_gets_fewer_folds_and_one_with_one_group_none():
+    toxic = np.arange(60) < 12
+    three = np.where(toxic, np.arange(60) // 4, np.arange(60))
+    assert len(grouped_folds(grouped(toxic, three), toxic)) == 3
+    with pytest.raises(ValueError, match=r"too few groups for an 'auto' choice.*in 1 group"):
+        grouped_folds(grouped(toxic, np.where(toxic, 0, np.arange(60))), toxic)
+    with pytest.raises(ValueError, match="by the column 'group', which this corpus lacks"):
+        grouped_folds(grouped(toxic, three).remove_columns("group"), toxic)
+
+
+def test_candidate_layers_are_each_tenth_of_the_depth_once(smollm2):
+    assert candidate_layers(smollm2[0]) == list(range(3, 31, 3))
+    assert candidate_layers(tiny_lm()[0]) == [1, 2]
+
+
+def test_left_to_itself_it_chooses_on_the_training_corpus(smollm2, texts, monkeypatch, tmp_path):
+    training, held_out = texts.select(range(80)), texts.select(range(80, 120))
+    monkeypatch.setattr(sl.selection, "SHARES", (0.2, 0.4, 1.0))
+    passes = []
+    embed = sl.embeddings._embed
+    monkeypatch.setattr(sl.embeddings, "_embed", lambda *a: passes.append(list(a[2])) or embed(*a))
+    boundary = Boundary.fit(
+        *smollm2, training, layer="auto", pooling="auto", covariance="auto", held_out=held_out,
+        progress=False,
+    )  # fmt: skip
+    # One reading of the training texts for all layers and poolings, one of the held-out ones.
+    assert passes == [[6, 12, 30], [boundary.layer]]
+    table = pd.DataFrame(boundary.metadata["tried"])
+    assert len(table) == 3 * len(POOLINGS) * len(COVARIANCES)
+    (chosen,) = table[table["chosen"]].to_dict("records")
+    assert (boundary.layer, boundary.pooling) == (chosen["layer"], chosen["pooling"])
+    assert boundary.metadata["covariance"] == chosen["covariance"]
+    assert boundary.metadata["held_out_auc"] > 0.7
+
+    boundary.save(tmp_path / "b.safetensors")
+    assert Boundary.load(tmp_path / "b.safetensors").metadata == boundary.metadata
+    plain = Boundary.fit(
+        *smollm2, training, layer=boundary.layer, pooling=boundary.pooling,
+        covariance=boundary.metadata["covariance"], progress=False,
+    )  # fmt: skip
+    assert plain.fingerprint() == boundary.fingerprint() and "tried" not in plain.metadata
+
+
+def test_one_choice_alone_may_be_left_open(texts):
+    model, tokenizer = tiny_lm()
+    options = {"layer": 1, "pooling": "mean", "covariance": "oas"}
+    for name, count in (("layer", 2), ("pooling", 2), ("covariance", 3)):
+        boundary = Boundary.fit(model, tokenizer, texts, **options | {name: "auto"}, progress=False)
+        tried = pd.DataFrame(boundary.metadata["tried"])
+        assert len(tried) == count
+        for fixed in set(options) - {name}:
+            assert set(tried[fixed]) == {options[fixed]}
+
+
+def test_what_cannot_be_cross_validated_is_refused_before_a_text_is_read(texts, monkeypatch):
+    monkeypatch.setattr(sl.embeddings, "_embed", lambda *_: pytest.fail("a text was read"))
+    one_group = texts.remove_columns("group").add_column("group", ["a"] * len(texts))
+    with pytest.raises(ValueError, match="too few groups"):
+        Boundary.fit(*tiny_lm(), one_group, layer="auto")

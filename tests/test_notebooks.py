@@ -81,9 +81,9 @@ def test_parameters_are_rewritten_only_where_they_change(elsewhere):
     notebooks.settle_parameters("smoke", [])
     folder = elsewhere / "runs" / "smoke" / "parameters"
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    notebooks.settle_parameters("smoke", ["DECAY=5"])
+    notebooks.settle_parameters("smoke", ["COST_SEQUENCES=5"])
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert {name for name in before if before[name] != after[name]} == {"05_evaluation.json"}
+    assert {name for name in before if before[name] != after[name]} == {"09_cost.json"}
 
 
 @pytest.mark.parametrize(
