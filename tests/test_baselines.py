@@ -208,14 +208,39 @@ def test_a_trained_reward_tells_texts_apart_and_survives_a_file(smollm2, texts, 
         RewardModel.load(tmp_path / "reward.safetensors", other, tokenizer)
 
 
+NICE = ["the cat likes the tree", "she finds a bird", "it sees the house", "he likes it"] * 8
+BAD = ["the dog eats the cat", "he leaves", "it eats a bird", "she eats it"] * 8
+
+
+def tiny_corpus():
+    return datasets.Dataset.from_dict(
+        {"prompt": [""] * 64, "response": NICE + BAD, "toxicity": [0.0] * 32 + [1.0] * 32}
+    )
+
+
+def test_fine_tuning_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    options = {"batch_size": 8, "learning_rate": 1e-2, "epochs": 4, "progress": False}
+    whole = fine_tune_reward(*tiny_lm(), tiny_corpus(), folder=tmp_path / "whole", **options)
+    batches = []
+    compute_loss = baselines._RewardTrainer.compute_loss
+
+    def interrupted(trainer, *args, **kwargs):
+        batches.append(1)
+        if len(batches) == 17:  # in the third epoch of seven batches
+            raise KeyboardInterrupt
+        return compute_loss(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(baselines._RewardTrainer, "compute_loss", interrupted)
+        fine_tune_reward(*tiny_lm(), tiny_corpus(), folder=tmp_path / "parts", **options)
+    parts = fine_tune_reward(*tiny_lm(), tiny_corpus(), folder=tmp_path / "parts", **options)
+    np.testing.assert_array_equal(parts.weight, whole.weight)
+
+
 def test_a_whole_model_is_fine_tuned_into_a_reward_model(tmp_path):
     model, tokenizer = tiny_lm()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    nice = ["the cat likes the tree", "she finds a bird", "it sees the house", "he likes it"] * 8
-    bad = ["the dog eats the cat", "he leaves", "it eats a bird", "she eats it"] * 8
-    corpus = datasets.Dataset.from_dict(
-        {"prompt": [""] * 64, "response": nice + bad, "toxicity": [0.0] * 32 + [1.0] * 32}
-    )
+    nice, bad, corpus = NICE, BAD, tiny_corpus()
     options = {"folder": tmp_path / "reward", "batch_size": 8, "learning_rate": 1e-2}
     reward = fine_tune_reward(model, tokenizer, corpus, **options, epochs=6, progress=False)
     assert reward.metadata["held_out_rmse"] < 0.25
