@@ -9,7 +9,8 @@ READY := $(VENV)/ready
 RUN := runs/$(PROFILE)
 LIBRARY := $(wildcard sasa_lib/*.py data/*.jsonl data/*.safetensors)
 NAMES := 01_embeddings 02_subspaces 03_boundary 04_generation 05_evaluation \
-	06_bold 07_instruct 08_word_filter 09_cost
+	06_bold 07_instruct 08_word_filter 09_cost 10_better_boundaries 11_budget \
+	12_several_values
 EXECUTED := $(NAMES:%=$(RUN)/%.ipynb)
 
 .PHONY: run plan test lint unit lab bench setup lock figures clean FORCE
@@ -28,6 +29,9 @@ $(RUN)/06_bold.ipynb: $(RUN)/05_evaluation.ipynb
 $(RUN)/07_instruct.ipynb: $(RUN)/06_bold.ipynb
 $(RUN)/08_word_filter.ipynb: $(RUN)/07_instruct.ipynb
 $(RUN)/09_cost.ipynb: $(RUN)/08_word_filter.ipynb
+$(RUN)/10_better_boundaries.ipynb: $(RUN)/09_cost.ipynb
+$(RUN)/11_budget.ipynb: $(RUN)/10_better_boundaries.ipynb
+$(RUN)/12_several_values.ipynb: $(RUN)/11_budget.ipynb
 
 # Rewrites a notebook's parameters only where they differ, and refuses unknown ones.
 $(NAMES:%=$(RUN)/parameters/%.json) &: FORCE | $(READY)

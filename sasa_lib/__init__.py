@@ -4,12 +4,14 @@ from sasa_lib import (
     agreement,
     baselines,
     boundary,
+    budget,
     corpora,
     decoding,
     embeddings,
     metrics,
     plots,
     runs,
+    values,
 )
 from sasa_lib.assets import AssetError, fetch
 from sasa_lib.boundary import Boundary
@@ -26,6 +28,7 @@ __all__ = [
     "agreement",
     "baselines",
     "boundary",
+    "budget",
     "corpora",
     "decoding",
     "embeddings",
@@ -38,4 +41,5 @@ __all__ = [
     "metrics",
     "plots",
     "runs",
+    "values",
 ]

@@ -44,7 +44,7 @@ from transformers import (
 from sasa_lib.assets import atomic_file, fetch
 from sasa_lib.corpora import labelled
 from sasa_lib.decoding import Decoder, keyed_draw
-from sasa_lib.embeddings import _tokenised, token_states
+from sasa_lib.embeddings import token_states, tokenised
 from sasa_lib.models import text_config
 from sasa_lib.phrases import Phrases, obstacle
 
@@ -549,7 +549,7 @@ def _prefixes(
 ) -> list[dict[str, torch.Tensor]]:
     """Tokens of every text, its reward, and the weight of each of its prefixes."""
     rows = []
-    for text, value in zip(_tokenised(model, tokenizer, corpus), corpus[attribute], strict=True):
+    for text, value in zip(tokenised(model, tokenizer, corpus), corpus[attribute], strict=True):
         weight = torch.zeros(len(text.tokens))
         prefix = torch.arange(1.0, len(text.tokens) - text.start + 1)
         weight[text.start :] = prefix / prefix.sum()

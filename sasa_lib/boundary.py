@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy.signal import lfilter
 from scipy.special import expit
 from sklearn.covariance import empirical_covariance, ledoit_wolf, oas
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedShuffleSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +29,7 @@ from sasa_lib import sharing
 from sasa_lib.assets import atomic_file
 from sasa_lib.corpora import fingerprint as corpus_fingerprint
 from sasa_lib.corpora import labelled
-from sasa_lib.embeddings import POOLINGS, check_layer, extract
+from sasa_lib.embeddings import POOLINGS, check_layer, extract, token_states, tokenised
 from sasa_lib.models import text_config
 from sasa_lib.selection import (
     SMALLEST_EIGENVALUE,
@@ -37,6 +39,7 @@ from sasa_lib.selection import (
 )
 
 COVARIANCES = ("empirical", "ledoit_wolf", "oas")
+PHRASES = ("candidate", "response", "text")
 AUTO = "auto"
 
 
@@ -70,6 +73,9 @@ class Boundary:
         How a text's hidden states became its embedding.
     model : str
         Name of the language model whose embeddings these are.
+    slope, intercept : float
+        Log-odds of nontoxic in the posterior form: slope * (margin / scale) + intercept. See
+        `calibrated`.
     metadata : dict
         How the boundary came about: sizes, AUC, covariance, data fingerprint, version, and,
         where something was left to "auto", what was `tried`.
@@ -82,6 +88,8 @@ class Boundary:
     layer: int
     pooling: str
     model: str
+    slope: float = 3.0
+    intercept: float = 0.0
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -353,6 +361,123 @@ class Boundary:
         )
         return self.margins(embeddings[:, 0], scaled=scaled)
 
+    def phrase_margins(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        corpus: Dataset | Sequence[str],
+        *,
+        phrase: str = "response",
+        decay: float = 1.0,
+        scaled: bool = False,
+    ) -> list[np.ndarray]:
+        """Margins of a growing phrase: what `SASA` would see at every token of a given text.
+
+        Parameters
+        ----------
+        model, tokenizer
+            The model that the boundary was fitted on.
+        corpus : datasets.Dataset or sequence of str
+        phrase, decay
+            As in `sasa_lib.SASA`.
+        scaled : bool
+            See `margins`.
+
+        Returns
+        -------
+        list of numpy.ndarray of float64, one a text, shape [tokens of the response]
+            Without the first position of the sequence. With "candidate", the last number is the
+            margin of the text's embedding with pooling "last"; with "response", pooling "mean".
+
+        Raises
+        ------
+        ValueError
+            The model is another one than the boundary's, or an unknown phrase.
+        """
+        self.check_model(model)
+        if phrase not in PHRASES:
+            raise ValueError(f"unknown phrase {phrase!r}; known are {', '.join(PHRASES)}")
+        responses = [len(t.tokens) - t.start for t in tokenised(model, tokenizer, corpus)]
+        found: list[np.ndarray] = [np.empty(0)] * len(responses)
+        states = token_states(
+            model, tokenizer, corpus, layer=self.layer, prompts=phrase == "text"
+        )  # fmt: skip
+        for row, of_tokens in states:
+            margins = self.margins(of_tokens.numpy(), scaled=scaled)
+            if phrase != "candidate":
+                # y[t] = decay * y[t - 1] + x[t], of the margins and of their weights.
+                recursion = [1.0], [1.0, -decay]
+                margins = lfilter(*recursion, margins) / lfilter(*recursion, np.ones(len(margins)))
+            found[row] = margins[-responses[row] :]
+        return found
+
+    def calibrated(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        corpus: Dataset,
+        *,
+        attribute: str = "toxicity",
+        threshold: float = 0.5,
+        phrase: str = "candidate",
+        decay: float = 1.0,
+    ) -> Boundary:
+        """Return this boundary with the slope and intercept that its margins deserve.
+
+        A logistic regression on one number, the scaled margin (Platt 1999), says how likely a
+        text is to be nontoxic, when as much of it has been read as the margin has seen: all
+        growing phrases of all texts are examples, those of a text share its weight, and both
+        classes weigh the same, so that a corpus's share of toxic texts does not matter.
+
+        Parameters
+        ----------
+        model, tokenizer
+            The model that the boundary was fitted on.
+        corpus : datasets.Dataset
+            Annotated texts that it was not fitted on.
+        attribute, threshold
+            As in `fit`.
+        phrase, decay
+            Of the `sasa_lib.SASA` that is to use it: margins of means vary less than those of
+            tokens.
+
+        Returns
+        -------
+        Boundary
+            What was fitted on is in ``metadata["calibration"]``.
+
+        Raises
+        ------
+        ValueError
+            The model is another one than the boundary's, the corpus does not do, or the margins
+            do not rise with the share of nontoxic texts.
+        """
+        corpus, toxic = labelled(corpus, attribute, threshold, minimum=2)
+        margins = self.phrase_margins(
+            model, tokenizer, corpus, phrase=phrase, decay=decay, scaled=True
+        )
+        lengths = np.array([len(of_text) for of_text in margins])
+        share = np.where(toxic, toxic.mean(), 1 - toxic.mean())
+        regression = LogisticRegression(C=np.inf).fit(
+            np.concatenate(margins)[:, None],
+            np.repeat(~toxic, lengths),
+            sample_weight=np.repeat(1 / (lengths * share), lengths),
+        )
+        slope, intercept = float(regression.coef_[0, 0]), float(regression.intercept_[0])
+        if slope <= 0:
+            raise ValueError(
+                "on this corpus the margin does not rise with the share of nontoxic texts: it "
+                "cannot be calibrated (is this boundary for this attribute?)"
+            )
+        facts = {
+            "phrase": phrase,
+            "decay": decay,
+            "n": len(corpus),
+            "data_fingerprint": corpus_fingerprint(corpus, attribute),
+        }
+        metadata = self.metadata | {"calibration": facts}
+        return replace(self, slope=slope, intercept=intercept, metadata=metadata)
+
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise ValueError unless `model` is the one whose embeddings the boundary separates."""
         if model.name_or_path != self.model:
@@ -373,7 +498,9 @@ class Boundary:
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over all that a margin depends on."""
-        facts = f"{self.scale} {self.layer} {self.pooling} {self.model}"
+        facts = (
+            f"{self.scale} {self.slope} {self.intercept} {self.layer} {self.pooling} {self.model}"
+        )
         parts = (self.normal.tobytes(), self.midpoint.tobytes(), facts.encode())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
@@ -385,6 +512,8 @@ class Boundary:
             "layer": self.layer,
             "pooling": self.pooling,
             "model": self.model,
+            "slope": self.slope,
+            "intercept": self.intercept,
             "metadata": self.metadata,
         }
         tensors = {"normal": self.normal, "midpoint": self.midpoint}
@@ -493,10 +622,11 @@ def learning_curve(
     held_out_toxic: np.ndarray,
     *,
     sizes: Sequence[int],
+    covariances: Sequence[str] = COVARIANCES,
     resamples: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Held-out AUC of boundaries fitted on random subsets, for every covariance estimator.
+    """Held-out AUC of boundaries fitted on random subsets, for several covariance estimators.
 
     Parameters
     ----------
@@ -505,6 +635,8 @@ def learning_curve(
     held_out, held_out_toxic : arrays, shapes [m, hidden_size] and [m]
     sizes : sequence of int
         Numbers of training texts, each at least 8 and at most n - 2.
+    covariances : sequence of str
+        As in `Boundary.fit`.
     resamples : int
         Subsets of each size.
     seed : int
@@ -520,7 +652,7 @@ def learning_curve(
             resamples, train_size=size, test_size=2, random_state=seed
         )
         for resample, (chosen, _) in enumerate(splitter.split(embeddings, toxic)):
-            for covariance in COVARIANCES:
+            for covariance in covariances:
                 boundary = Boundary.from_embeddings(
                     embeddings[chosen], toxic[chosen], covariance=covariance,
                     layer=0, pooling="mean", model="",
@@ -528,6 +660,32 @@ def learning_curve(
                 auc = roc_auc_score(~held_out_toxic, boundary.margins(held_out))
                 rows.append((covariance, size, resample, auc))
     return pd.DataFrame(rows, columns=["covariance", "n", "resample", "auc"])
+
+
+def prefix_auc(
+    margins: Sequence[np.ndarray], toxic: np.ndarray, *, tokens: Sequence[int]
+) -> pd.DataFrame:
+    """How well the margin of a text's beginning tells what the whole text is.
+
+    Parameters
+    ----------
+    margins : sequence of numpy.ndarray
+        Of every text's growing phrase, as `Boundary.phrase_margins` returns them.
+    toxic : numpy.ndarray of bool, shape [n]
+        Labels of the whole texts.
+    tokens : sequence of int
+        After how many tokens to look; texts that end before are judged by all they have.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns tokens and auc.
+    """
+    rows = []
+    for read in tokens:
+        seen = [of_text[min(read, len(of_text)) - 1] for of_text in margins]
+        rows.append((read, roc_auc_score(~np.asarray(toxic), seen)))
+    return pd.DataFrame(rows, columns=["tokens", "auc"])
 
 
 def _check_choices(pooling: str, covariance: str, *more: str) -> None:

@@ -225,6 +225,36 @@ def load_prompts(
     return Dataset.from_pandas(frame.reset_index(drop=True), preserve_index=False)
 
 
+def sample_groups(prompts: Dataset, number: int, seed: int = 0) -> pd.DataFrame:
+    """Draw prompts of every group; twins together.
+
+    Parameters
+    ----------
+    prompts : datasets.Dataset
+        One domain of "bold" or "crows-pairs", as `load_prompts` returns it.
+    number : int
+        Prompts of each group, or pairs of each two groups that twins name; at most.
+    seed : int
+
+    Returns
+    -------
+    pandas.DataFrame
+        The drawn prompts with the columns `twins` (whether they are twins), `pair` (what twins
+        have in common) and `compared` (the two groups of a pair, or the group of a prompt that is
+        alone), sorted by `compared`, `pair` and `group`: twins stand one after the other.
+    """
+    found = prompts.to_pandas()
+    named = found.groupby("entity")["group"].agg(lambda groups: " - ".join(sorted(set(groups))))
+    twins = named.str.contains(" - ").all()
+    found["twins"] = twins
+    found["compared"] = found["entity"].map(named) if twins else found["group"]
+    pair = found["entity"] if twins else found.index.astype(str)
+    found["pair"] = found["domain"] + "-" + pair
+    drawn = found.drop_duplicates("pair").sample(frac=1, random_state=seed)
+    drawn = drawn.groupby("compared").head(number)["pair"]
+    return found[found["pair"].isin(drawn)].sort_values(["compared", "pair", "group"])
+
+
 def chat(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     r"""Render prompts as an instruct model expects them, by its chat template.
 

@@ -39,15 +39,14 @@ from transformers.generation import (
 )
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from sasa_lib.boundary import Boundary
-from sasa_lib.embeddings import check_layer
+from sasa_lib.boundary import PHRASES, Boundary
+from sasa_lib.embeddings import check_layer, hidden_states
 from sasa_lib.phrases import Hidden, Phrases, RepeatedPhrases, obstacle
 
 FORMS = ("margin", "softmax", "posterior")
 FEW_TOKENS = 16  # that many in a batch cost a forward pass hardly more than one does
 NOISE_STEPS = 16  # for which noise is made at once
 BUDGET_HALVINGS = 40  # of the interval of betas
-POSTERIOR_SLOPE = 3.0  # log-odds of nontoxic per standard deviation of the margin
 # They look at the scores alone, so behind top-k they may as well see the k that are left.
 SCORE_WARPERS = (
     TopPLogitsWarper,
@@ -80,12 +79,22 @@ class SASA(Decoder):
         max E[margin] - KL(q || p) / beta. "softmax": the softmax of the margins over the
         candidates, as in the authors' published code, whose betas of 10 to 500 belong to it
         together with scaled=False.
-        "posterior" (not in the paper): log sigmoid(3 * scaled margin), the log-probability of
-        nontoxic, so p * P(nontoxic)^beta; candidates that are safe already stay as they are,
-        and those that cannot be drawn are not computed.
+        "posterior" (not in the paper): log sigmoid(slope * scaled margin + intercept), the
+        log-probability of nontoxic, so p * P(nontoxic)^beta; candidates that are safe already
+        stay as they are, and those that cannot be drawn are not computed. Slope and intercept
+        are the boundary's: 3 and 0, unless it was `calibrated`.
     scaled : bool
         Use margins in units of the training data's standard deviation, so that beta means the
         same on every model and layer. False: raw distances, as published.
+    phrase : {"candidate", "response", "text"}
+        What the margin is that of. "candidate": of the candidate's own hidden state, which has
+        seen the phrase. "response", "text": of the mean of the hidden states of the response so
+        far and the candidate, without or with the prompt, as a boundary fitted on means saw its
+        texts. Exact, and a running sum: it costs nothing (with "text" the prompt is read up to
+        the boundary once more).
+    decay : float
+        In (0, 1]: weight in the mean of a token over that of its successor; 1 is the plain mean,
+        0.5 hardly reaches back further than three tokens. Not with "candidate".
     max_kl : float, optional
         Budget, above 0, in nats a token: at a step whose re-weighted distribution would be further
         than this from the reference, in KL(q || p), all betas are scaled down to where it is just
@@ -102,9 +111,12 @@ class SASA(Decoder):
 
     Notes
     -----
-    With `do_sample=False` the argmax of the re-weighted distribution is taken. The phrase's
-    embedding is the hidden state of its last token, the candidate, also where the boundary was
-    fitted on means.
+    With `do_sample=False` the argmax of the re-weighted distribution is taken.
+
+    With the margin form, a `phrase` of n tokens is a beta of its own at every step: what the
+    mean owes to the tokens before is the same for all candidates, and theirs is the nth part. With
+    the posterior form it is more, since a phrase that is safe or toxic already moves every
+    candidate along the sigmoid.
 
     Models whose candidates cannot lie side by side (BLOOM, Mamba) are decoded by repeating the
     phrase for every candidate, with a warning.
@@ -123,6 +135,8 @@ class SASA(Decoder):
         *,
         form: str = "margin",
         scaled: bool = True,
+        phrase: str = "candidate",
+        decay: float = 1.0,
         max_kl: float | None = None,
         max_candidates: int = 50,
         seed: int | None = None,
@@ -145,6 +159,12 @@ class SASA(Decoder):
                 raise ValueError(f"beta must be a number of at least 0, got {strength}")
         if form not in FORMS:
             raise ValueError(f"unknown form {form!r}; known are {', '.join(FORMS)}")
+        if phrase not in PHRASES:
+            raise ValueError(f"unknown phrase {phrase!r}; known are {', '.join(PHRASES)}")
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay must be above 0 and at most 1, got {decay}")
+        if phrase == "candidate" and decay != 1:
+            raise ValueError("decay weights the tokens of a mean: give phrase='response' or 'text'")
         if max_kl is not None and not 0 < max_kl < float("inf"):
             raise ValueError(f"max_kl must be a number of nats above 0, got {max_kl}")
         if max_candidates < 1:
@@ -153,11 +173,13 @@ class SASA(Decoder):
         self.max_kl = max_kl
         self.form = form
         self.scaled = scaled
+        self.phrase = phrase
+        self.decay = decay
         self.max_candidates = max_candidates
         self.seed = seed
         self.record = record
         self._steps: list[dict[str, torch.Tensor]] = []
-        self._tensors: dict[tuple[int, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._tensors: dict[tuple[int, torch.device], tuple[torch.Tensor, ...]] = {}
         self._warned: set[str] = set()
 
     @torch.no_grad()
@@ -195,6 +217,7 @@ class SASA(Decoder):
             or phrases.keep_hidden_states
             or isinstance(phrases, RepeatedPhrases)
         )
+        means = self._means(model, input_ids, mask)
         logits = phrases.begin(input_ids, mask, stopping_criteria.max_length, limit)
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         finished = False
@@ -206,14 +229,16 @@ class SASA(Decoder):
             if dictionary and config.output_logits:
                 raw_logits.append(logits.clone())  # a processor may write into them
             reference, candidates = self._candidates(logits_processor, input_ids, logits, limit)
-            draw = _Draw(self, reference, noise and noise.next(), unfinished, whole)
+            draw = _Draw(self, reference, noise and noise.next(), unfinished, means, whole)
             candidates = candidates.gather(1, draw.order)
             if dictionary and config.output_scores:
                 scores.append(torch.full_like(logits, float("-inf")))
 
             last = input_ids.shape[1] + 1 == stopping_criteria.max_length
             logits = phrases.extend(candidates, draw, final=last and not synced_gpus)
-            tokens = candidates.gather(1, draw.drawn()).squeeze(1)
+            drawn = draw.drawn()
+            tokens = candidates.gather(1, drawn).squeeze(1)
+            means.append(draw.margins.gather(2, drawn.expand(len(draw.margins), -1, 1)))
 
             if self.record:
                 self._steps.append(draw.record(candidates))
@@ -244,11 +269,27 @@ class SASA(Decoder):
             "beta": betas[0] if len(betas) == 1 else betas,
             "form": self.form,
             "scaled": self.scaled,
+            "phrase": self.phrase,
+            "decay": self.decay,
             "max_kl": self.max_kl,
             "max_candidates": self.max_candidates,
             "seed": self.seed,
             "boundaries": [boundary.fingerprint() for boundary, _ in self.pairs],
         }
+
+    def with_max_kl(self, max_kl: float | None) -> SASA:
+        """Return the same SASA with another budget, or with none."""
+        return SASA(
+            self.pairs,
+            form=self.form,
+            scaled=self.scaled,
+            phrase=self.phrase,
+            decay=self.decay,
+            max_kl=max_kl,
+            max_candidates=self.max_candidates,
+            seed=self.seed,
+            record=self.record,
+        )
 
     @property
     def trace(self) -> pd.DataFrame:
@@ -315,32 +356,69 @@ class SASA(Decoder):
             )
         return scores.topk(limit, dim=-1)
 
+    def _means(self, model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor) -> _Means:
+        """Mean margins of the phrases before their first candidate."""
+        means = _Means(len(self.pairs), len(input_ids), input_ids.device)
+        means.decay = 0.0 if self.phrase == "candidate" else self.decay
+        if self.phrase != "text":
+            return means
+        layers = sorted({boundary.layer for boundary, _ in self.pairs})
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for row, (ids, seen) in enumerate(zip(input_ids, mask.bool(), strict=True)):
+            rows.setdefault(tuple(ids[seen].tolist()), []).append(row)
+        states = hidden_states(model, list(rows), layers).to(input_ids.device)
+        margins = self._margins(dict(zip(layers, states.transpose(0, 1), strict=True)))
+        for i, (prompt, same) in enumerate(rows.items()):
+            # The first position is left out of means, see `sasa_lib.embeddings.extract`.
+            seen = margins[:, i, 1 : len(prompt)]
+            means.begin(seen, same)
+        return means
+
     def _reweighted(
-        self, reference: torch.Tensor, hidden: Hidden
+        self,
+        reference: torch.Tensor,
+        hidden: Hidden,
+        means: _Means,
+        rows: torch.Tensor | slice = slice(None),
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """New logits and margins from the first boundary, each [rows, candidates]."""
-        weighted, margins = reference, []
-        for i, (boundary, beta) in enumerate(self.pairs):
-            g = self._margins(i, hidden[boundary.layer]).to(reference.device)
-            margins.append(g)
-            if self.form == "softmax":
-                g = g.masked_fill(reference == float("-inf"), float("-inf")).softmax(-1)
-            elif self.form == "posterior":
-                log_odds = POSTERIOR_SLOPE * (g if self.scaled else g / boundary.scale)
-                g = torch.nn.functional.logsigmoid(log_odds)
-            weighted = weighted + beta * g
+        """New logits [rows, candidates], and margins [boundaries, rows, candidates]."""
+        margins = means.with_candidates(self._margins(hidden).to(reference.device), rows)
+        betas, slopes, intercepts = self._strengths(margins.device)
+        g = margins
+        if self.form == "softmax":
+            g = margins.masked_fill(reference == float("-inf"), float("-inf")).softmax(-1)
+        elif self.form == "posterior":
+            g = torch.nn.functional.logsigmoid(slopes * margins + intercepts)
+        weighted = reference + (betas * g).sum(0)
         if self.max_kl is not None:
             weighted = _within_budget(reference, weighted, self.max_kl)
-        return weighted, margins[0]
+        return weighted, margins
 
-    def _margins(self, i: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Margins from the boundary of pair i, [rows, candidates]."""
-        boundary, _ = self.pairs[i]
-        if (i, hidden.device) not in self._tensors:
-            self._tensors[i, hidden.device] = boundary.tensors(hidden.device)
-        normal, midpoint = self._tensors[i, hidden.device]
-        margins = (hidden.float() - midpoint) @ normal
-        return margins / boundary.scale if self.scaled else margins
+    def _strengths(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Beta, slope and intercept of every boundary, each [boundaries, 1, 1]."""
+        if (-1, device) not in self._tensors:
+            rows = [
+                (beta, b.slope / (1.0 if self.scaled else b.scale), b.intercept)
+                for b, beta in self.pairs
+            ]
+            columns = torch.tensor(rows, device=device).T
+            self._tensors[-1, device] = tuple(columns[..., None, None])
+        return self._tensors[-1, device]
+
+    def _margins(self, hidden: Hidden) -> torch.Tensor:
+        """Margins of hidden states [..., hidden_size] from every boundary, [boundaries, ...]."""
+        found: dict[int, torch.Tensor] = {}
+        for layer, states in hidden.items():
+            places = [i for i, (boundary, _) in enumerate(self.pairs) if boundary.layer == layer]
+            if (layer, states.device) not in self._tensors:
+                boundaries = [self.pairs[i][0] for i in places]
+                self._tensors[layer, states.device] = _stacked(boundaries, self.scaled, states)
+            normals, centre, offsets = self._tensors[layer, states.device]
+            # One product for all boundaries of a layer: eight cost hardly more than one.
+            margins = (states.float() - centre) @ normals - offsets
+            found |= zip(places, margins.unbind(-1), strict=True)
+        device = found[0].device
+        return torch.stack([found[i].to(device) for i in range(len(self.pairs))])
 
     def _check(
         self,
@@ -516,7 +594,9 @@ class SASALogitsProcessor(LogitsProcessor):
         mask = ((input_ids != pad).cumsum(-1) > 0).long()
         limit = min(self.sasa.max_candidates, scores.shape[-1])
         reference, candidates = scores.topk(limit, dim=-1)
-        draw = _Draw(self.sasa, reference, None, torch.ones_like(mask[:, 0]).bool(), whole=True)
+        means = self.sasa._means(self.model, input_ids, mask)
+        everywhere = torch.ones_like(mask[:, 0]).bool()
+        draw = _Draw(self.sasa, reference, None, everywhere, means, whole=True)
         phrases = self.sasa._phrases(self.model)
         phrases.begin(input_ids, mask, input_ids.shape[1] + 1, limit)
         phrases.extend(candidates, draw, final=True)
@@ -564,6 +644,60 @@ def _within_budget(reference: torch.Tensor, weighted: torch.Tensor, limit: float
     return reference + (torch.where(whole, 1.0, low) * added).to(reference.dtype)
 
 
+def _stacked(
+    boundaries: Sequence[Boundary], scaled: bool, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Normals [hidden_size, n], a centre [hidden_size] and offsets [n] of boundaries.
+
+    The margin of h from boundary i is (h - centre) . normals[:, i] - offsets[i].
+    """
+    centre = boundaries[0].midpoint.astype(np.float64)
+    normals = np.stack([b.normal.astype(np.float64) for b in boundaries])
+    offsets = np.stack(
+        [(b.midpoint - centre) @ n for b, n in zip(boundaries, normals, strict=True)]
+    )
+    scales = np.array([b.scale if scaled else 1.0 for b in boundaries])
+    normals, offsets = normals / scales[:, None], offsets / scales
+    return tuple(
+        torch.tensor(array, dtype=torch.float32, device=like.device)
+        for array in (normals.T.copy(), centre, offsets)
+    )
+
+
+class _Means:
+    """Weighted mean of the margins of every growing phrase's tokens, from every boundary.
+
+    A mean of hidden states has the mean of their margins, so that is all there is to keep.
+    """
+
+    def __init__(self, boundaries: int, batch: int, device: torch.device) -> None:
+        self.decay = 0.0
+        self.weight = torch.zeros(batch, 1, device=device)
+        self.mean = torch.zeros(boundaries, batch, 1, device=device)
+
+    def with_candidates(
+        self, margins: torch.Tensor, rows: torch.Tensor | slice = slice(None)
+    ) -> torch.Tensor:
+        """Means with one candidate more, from the candidates' [boundaries, rows, candidates]."""
+        if not self.decay:
+            return margins
+        before = self.decay * self.weight[rows]
+        return (before * self.mean[:, rows] + margins) / (before + 1)
+
+    def begin(self, margins: torch.Tensor, rows: Sequence[int]) -> None:
+        """Begin these rows' phrases with a prompt's margins [boundaries, tokens]."""
+        if margins.shape[1]:
+            ages = torch.arange(margins.shape[1] - 1, -1, -1, device=margins.device)
+            weights = self.decay**ages
+            self.weight[rows] = weights.sum()
+            self.mean[:, rows] = (margins @ weights / weights.sum())[:, None, None]
+
+    def append(self, drawn: torch.Tensor) -> None:
+        """Take the means with the drawn candidates, [boundaries, rows, 1], for the phrases'."""
+        self.mean = drawn
+        self.weight = self.decay * self.weight + 1
+
+
 class _Draw:
     """One step's draw: argmax of new logit + noise, over the candidates in `order`.
 
@@ -577,6 +711,7 @@ class _Draw:
         reference: torch.Tensor,
         noise: torch.Tensor | None,
         unfinished: torch.Tensor,
+        means: _Means,
         whole: bool,
     ) -> None:
         noise = torch.zeros_like(reference) if noise is None else noise
@@ -584,17 +719,18 @@ class _Draw:
         self.reference = reference.gather(1, self.order)
         self.noise = noise.gather(1, self.order)
         self.weighted = torch.full_like(reference, float("-inf"))
-        self.margins = torch.full_like(reference, float("nan"))
+        self.margins = reference.new_full((len(sasa.pairs), *reference.shape), float("nan"))
         self.sasa = sasa
+        self.means = means
         self.unfinished = unfinished
         self.first = int((reference > float("-inf")).sum(-1).max())
         if sasa.form == "posterior" and sasa.max_kl is None and not whole:
             self.first = min(self.first, max(2, FEW_TOKENS // len(reference)))
 
     def judge(self, hidden: Hidden) -> None:
-        first = slice(None), slice(self.first)
-        found = self.sasa._reweighted(self.reference[first], hidden)
-        self.weighted[first], self.margins[first] = found
+        first = self.reference[:, : self.first]
+        found = self.sasa._reweighted(first, hidden, self.means)
+        self.weighted[:, : self.first], self.margins[..., : self.first] = found
         self.reached = (self.weighted + self.noise).amax(-1, keepdim=True)
 
     def undecided(self) -> tuple[torch.Tensor, int]:
@@ -608,9 +744,9 @@ class _Draw:
 
     def judge_further(self, hidden: Hidden, rows: torch.Tensor) -> None:
         width = next(iter(hidden.values())).shape[1]
-        further = rows, slice(self.first, self.first + width)
-        found = self.sasa._reweighted(self.reference[further], hidden)
-        self.weighted[further], self.margins[further] = found
+        further = slice(self.first, self.first + width)
+        found = self.sasa._reweighted(self.reference[rows, further], hidden, self.means, rows)
+        self.weighted[rows, further], self.margins[:, rows, further] = found
 
     def drawn(self) -> torch.Tensor:
         return (self.weighted + self.noise).argmax(-1, keepdim=True)
@@ -620,7 +756,7 @@ class _Draw:
             "candidates": candidates,
             "reference": self.reference,
             "weighted": self.weighted,
-            "margin": self.margins,
+            "margin": self.margins[0],
             "drawn": self.drawn(),
             "unfinished": self.unfinished,
         }

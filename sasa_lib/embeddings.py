@@ -73,7 +73,7 @@ def extract(
     if pooling not in POOLINGS:
         raise ValueError(f"unknown pooling {pooling!r}; known are {', '.join(POOLINGS)}")
     layers = [check_layer(model, layer) for layer in layers]
-    texts = _tokenised(model, tokenizer, corpus)
+    texts = tokenised(model, tokenizer, corpus)
     chosen = POOLINGS.index(pooling)
     with tqdm(total=len(texts), desc="embedding", unit="text", disable=not progress) as bar:
         if folder is None:
@@ -92,6 +92,7 @@ def token_states(
     corpus: Dataset | Sequence[str],
     *,
     layer: int | float = -1,
+    prompts: bool = False,
     batch_tokens: int = 4096,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Hidden states of every token of every text, batch by batch, the longest texts first.
@@ -102,6 +103,8 @@ def token_states(
         As in `extract`.
     layer : int or float
         As in `extract`.
+    prompts : bool
+        Yield the prompt's tokens as well, before those of the response.
 
     Yields
     ------
@@ -111,11 +114,12 @@ def token_states(
         Of the response's tokens, without the first position of the sequence.
     """
     layer = check_layer(model, layer)
-    texts = _tokenised(model, tokenizer, corpus)
+    texts = tokenised(model, tokenizer, corpus)
     for rows in _buckets([len(text.tokens) for text in texts], batch_tokens):
-        hidden = _hidden_states(model, [texts[i].tokens for i in rows], [layer])
+        hidden = hidden_states(model, [texts[i].tokens for i in rows], [layer])
         for row, states in zip(rows, hidden[:, 0].float().cpu(), strict=True):
-            yield row, states[texts[row].start : len(texts[row].tokens)]
+            start = min(1, texts[row].start) if prompts else texts[row].start
+            yield row, states[start : len(texts[row].tokens)]
 
 
 def anisotropy(embeddings: np.ndarray) -> float:
@@ -161,18 +165,34 @@ def check_layer(model: PreTrainedModel, layer: int | float) -> int:
 
 
 @dataclass(frozen=True)
-class _Text:
+class Text:
     """Token ids of prompt + response, and the position at which its mean begins."""
 
     tokens: list[int]
     start: int
 
 
-def _tokenised(
+def tokenised(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     corpus: Dataset | Sequence[str],
-) -> list[_Text]:
+) -> list[Text]:
+    """Token ids of every text, as `extract` reads them.
+
+    Parameters
+    ----------
+    model, tokenizer, corpus
+        As in `extract`.
+
+    Returns
+    -------
+    list of Text
+
+    Raises
+    ------
+    ValueError
+        No texts, or one without tokens or longer than the model's context.
+    """
     if isinstance(corpus, Dataset):
         prompts, responses = list(corpus["prompt"]), list(corpus["response"])
     else:
@@ -194,7 +214,7 @@ def _tokenised(
             raise ValueError(
                 f"text {row} has {len(tokens)} tokens, the context of {model.name_or_path} {limit}"
             )
-        texts.append(_Text(tokens, min(max(len(prompt), 1), len(tokens) - 1)))
+        texts.append(Text(tokens, min(max(len(prompt), 1), len(tokens) - 1)))
     return texts
 
 
@@ -202,7 +222,7 @@ def _cached(
     folder: Path,
     identity: str,
     model: PreTrainedModel,
-    texts: list[_Text],
+    texts: list[Text],
     layers: Sequence[int],
     batch_tokens: int,
     bar: tqdm,
@@ -223,7 +243,7 @@ def _cached(
 
 def _embed(
     model: PreTrainedModel,
-    texts: list[_Text],
+    texts: list[Text],
     layers: Sequence[int],
     batch_tokens: int,
     bar: tqdm,
@@ -232,7 +252,7 @@ def _embed(
     size = text_config(model).hidden_size
     embeddings = np.empty((len(texts), len(layers), len(POOLINGS), size), np.float32)
     for rows in _buckets([len(text.tokens) for text in texts], batch_tokens):
-        hidden = _hidden_states(model, [texts[i].tokens for i in rows], layers)
+        hidden = hidden_states(model, [texts[i].tokens for i in rows], layers)
         if hidden.shape[-1] != size:
             raise ValueError(
                 f"the last layer of {model.name_or_path} is projected to {hidden.shape[-1]} of "
@@ -261,12 +281,13 @@ def _buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def _hidden_states(
-    model: PreTrainedModel, sequences: list[list[int]], layers: Sequence[int]
+def hidden_states(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], layers: Sequence[int]
 ) -> torch.Tensor:
-    """Hidden states [batch, layers, length, hidden], padded on the right.
+    """Hidden states of token ids, [batch, layers, length, hidden_size], padded on the right.
 
-    Padding on the right is never attended to by a causal model, whatever its positions.
+    The blocks above the highest of `layers` are not computed. Padding on the right is never
+    attended to by a causal model, whatever its positions.
     """
     longest = max(map(len, sequences))
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)

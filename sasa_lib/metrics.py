@@ -7,10 +7,12 @@ import gc
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -155,6 +157,15 @@ def distinct_n(texts: Sequence[Sequence[str]], n: int) -> float:
     return float(np.mean([_distinct(generations, n) for generations in texts]))
 
 
+def first_difference(one: str, other: str) -> int | None:
+    """Where two texts part: the number of the first word that differs, from 0; None if none does.
+
+    A text that ends before the other differs from it there; spaces do not count.
+    """
+    words = enumerate(zip_longest(one.split(), other.split()))
+    return next((i for i, (a, b) in words if a != b), None)
+
+
 def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
     """Perplexity: exp of the negative log-likelihood per token, over all generations together.
 
@@ -169,6 +180,18 @@ def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
     """
     total = np.sum(tokens)
     return float(np.exp(np.sum(nll) / total)) if total else float("nan")
+
+
+def perplexity_ratio(totals: np.ndarray) -> float:
+    """Perplexity of a method over that of another, on the same prompts.
+
+    Parameters
+    ----------
+    totals : array, shape [prompts, 2, 2]
+        For each prompt, of the other and then of the method: the negative log-likelihood in nats
+        and the number of tokens of all its generations.
+    """
+    return perplexity(*totals[:, 1].T) / perplexity(*totals[:, 0].T)
 
 
 def refusals(texts: Sequence[str]) -> np.ndarray:
@@ -658,6 +681,60 @@ def summarise(generations: pd.DataFrame, scorers: Sequence[str]) -> dict[str, fl
         add(f"dist_{n}", lambda d, v=distinct: float(v[d].mean()))
     add("tokens_per_second", lambda d: totals["n_tokens"][d].sum() / totals["seconds"][d].sum())
     return result
+
+
+def with_interval(result: Mapping[str, float] | pd.Series, name: str, form: str = ".2f") -> str:
+    """Write a metric with the ends of its interval, such as "0.33 (0.22 to 0.48)".
+
+    Parameters
+    ----------
+    result : mapping or pandas.Series
+        With `name`, `name_low` and `name_high`, as everything here names them.
+    name : str
+    form : str
+        How each number is formatted, such as "+.2f" for a difference.
+    """
+    value, low, high = (format(result[key], form) for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value} ({low} to {high})"
+
+
+def cost(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    new_tokens: int,
+    **options: Any,
+) -> dict[str, float]:
+    """Time and peak memory of one call of `generate`.
+
+    Parameters
+    ----------
+    model, tokenizer
+        As returned by `sasa_lib.load_lm`.
+    prompt : str
+    new_tokens : int
+        Every text gets exactly so many, and none ends before.
+    **options
+        Of `generate`, such as `custom_generate`, `do_sample`, `top_k` or `num_return_sequences`.
+
+    Returns
+    -------
+    dict
+        `seconds`, and `megabytes` as `peak_memory` measures them.
+    """
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+    options |= {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
+    seconds = []
+
+    def call() -> None:
+        start = time.perf_counter()
+        model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        seconds.append(time.perf_counter() - start)
+
+    megabytes = peak_memory(call, model.device)
+    return {"seconds": seconds[0], "megabytes": megabytes}
 
 
 def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> float:

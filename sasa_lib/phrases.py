@@ -351,13 +351,26 @@ class RepeatedPhrases:
             use_cache=True,
             **self._positions(mask[repeated]),
         )
-        output = self.model(**inputs, output_hidden_states=True)
-        states = (output.hidden_states[layer][:, -1] for layer in self.layers)
+        hidden: Hidden = {}
+
+        def watch(layer: int, block: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+            hidden[layer] = args[0] if args else kwargs["hidden_states"]
+
+        # Not from the output: there, Mamba counts its layers from the first block's output.
+        hooks = [
+            block.register_forward_pre_hook(partial(watch, layer), with_kwargs=True)
+            for layer, block in enumerate(blocks(self.model))
+            if layer in self.layers
+        ]
+        try:
+            output = self.model(**inputs, output_hidden_states=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if text_config(self.model).num_hidden_layers in self.layers:
+            hidden[text_config(self.model).num_hidden_layers] = output.hidden_states[-1]
         draw.judge(
-            {
-                layer: state.view(batch, width, -1)
-                for layer, state in zip(self.layers, states, strict=True)
-            }
+            {layer: states[:, -1].view(batch, width, -1) for layer, states in hidden.items()}
         )
         kept = rows * width + draw.drawn()[:, 0]
         self.cache.reorder_cache(kept)

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 from scipy.stats import binomtest
@@ -212,16 +213,18 @@ def calibration(probabilities: np.ndarray, toxic: np.ndarray, *, bins: int = 10)
     return figure
 
 
-def learning_curve(table: pd.DataFrame) -> Figure:
+def learning_curve(table: pd.DataFrame, *, by: str = "covariance") -> Figure:
     """Held-out AUC against the number of training texts.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Columns n, covariance and auc, one row a resample; see `boundary.learning_curve`.
+        Columns n, auc and `by`, one row a resample; see `boundary.learning_curve`.
+    by : str
+        What has a curve of its own.
     """
     figure, axes = plt.subplots(figsize=(6, 4.2))
-    for i, (name, rows) in enumerate(table.groupby("covariance", sort=True)):
+    for i, (name, rows) in enumerate(table.groupby(by, sort=True)):
         by_size = rows.groupby("n")["auc"]
         middle, low, high = by_size.median(), by_size.min(), by_size.max()
         axes.plot(middle.index, middle, color=SERIES[i], marker=MARKERS[i], ls=LINES[i], label=name)
@@ -231,9 +234,60 @@ def learning_curve(table: pd.DataFrame) -> Figure:
     axes.set_xticks(sizes, [str(n) for n in sizes])
     axes.minorticks_off()
     axes.set_title("median and range over resamples", fontsize="small", loc="right")
-    axes.legend(title="covariance", loc="lower left", fontsize="small")
+    axes.legend(title=by, loc="lower left", fontsize="small")
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.35 * (high - low), high)  # room for the legend below the curves
+    return figure
+
+
+def layers(tried: pd.DataFrame) -> Figure:
+    """Cross-validated AUC of every layer, pooling and covariance, and which was chosen.
+
+    Parameters
+    ----------
+    tried : pandas.DataFrame
+        ``Boundary.metadata["tried"]``: columns layer, pooling, covariance, auc, standard_error and
+        chosen.
+    """
+    figure, grid = plt.subplots(1, tried["pooling"].nunique(), figsize=(10, 4.2), sharey=True)
+    chosen = tried[tried["chosen"]].iloc[0]
+    panels = tried.groupby("pooling", sort=False)
+    for axes, (pooling, of_pooling) in zip(np.atleast_1d(grid), panels, strict=True):
+        for i, (covariance, rows) in enumerate(of_pooling.groupby("covariance", sort=True)):
+            axes.errorbar(
+                rows["layer"], rows["auc"], yerr=rows["standard_error"],
+                color=SERIES[i], marker=MARKERS[i], ls=LINES[i], ms=5, lw=1.2, label=covariance,
+            )  # fmt: skip
+        if pooling == chosen["pooling"]:
+            axes.plot(
+                chosen["layer"], chosen["auc"], "o", ms=16, mfc="none", mec="0.15", label="chosen"
+            )
+            axes.legend(title="covariance", loc="lower right", fontsize="small")
+        axes.set(
+            xlabel="layer", title=f"pooling: {pooling}", xticks=sorted(tried["layer"].unique())
+        )
+    np.atleast_1d(grid)[0].set_ylabel("cross-validated AUC (± one standard error)")
+    return figure
+
+
+def prefixes(table: pd.DataFrame) -> Figure:
+    """How well the beginning of a text tells what the whole text is, a curve a kind of phrase.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns phrase, tokens and auc, see `boundary.prefix_auc`.
+    """
+    figure, axes = plt.subplots(figsize=(6.5, 4.2))
+    for i, (name, rows) in enumerate(table.groupby("phrase", sort=False)):
+        axes.plot(
+            rows["tokens"], rows["auc"], color=SERIES[i], marker=MARKERS[i], ls=LINES[i], label=name
+        )
+    sizes = sorted(table["tokens"].unique())
+    axes.set(xscale="log", xlabel="tokens of the response read", ylabel="AUC for the whole text")
+    axes.set_xticks(sizes, [str(n) for n in sizes])
+    axes.minorticks_off()
+    axes.legend(title="margin of", loc="lower right", fontsize="small")
     return figure
 
 
@@ -493,6 +547,54 @@ def method_cost(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def budgets(results: pd.DataFrame) -> Figure:
+    """Toxicity and perplexity against the divergence spent, a curve a way of limiting it.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        method, strength, kl (mean, nats a token), expected_max_toxicity and perplexity, the last
+        three each with `_low` and `_high`, the ends of its 95% interval. Of "plain" there is one.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharex=True)
+    labels = {"expected_max_toxicity": "expected maximum toxicity", "perplexity": "perplexity"}
+    plain = results[results["method"] == "plain"]
+    methods = [m for m in dict.fromkeys(results["method"]) if m != "plain"]
+    styles = [*zip(methods, SERIES, MARKERS, LINES, strict=False), ("plain", "0.15", "*", "")]
+    for axes, (name, label) in zip(panels, labels.items(), strict=True):
+        for method, colour, marker, line in styles:
+            rows = results[results["method"] == method].sort_values("strength")
+            spread = [
+                [rows[of] - rows[f"{of}_low"], rows[f"{of}_high"] - rows[of]] for of in ("kl", name)
+            ]
+            axes.errorbar(
+                rows["kl"], rows[name], xerr=spread[0], yerr=spread[1], color=colour, ls="",
+                elinewidth=0.8, alpha=0.5,
+            )  # fmt: skip
+            path = rows if method == "plain" else pd.concat([plain, rows])
+            axes.plot(
+                path["kl"], path[name], color=colour, ls=line, lw=1.2, marker=marker,
+                ms=11 if method == "plain" else 6, markevery=slice(len(path) - len(rows), None),
+                label="plain sampling" if method == "plain" else method, clip_on=False,
+            )  # fmt: skip
+            for _, row in rows[rows["method"] != "plain"].iterrows():
+                first = method == methods[0]  # below its point, the others above theirs
+                axes.annotate(
+                    f"{row['strength']:g}", (row["kl"], row[name]),
+                    xytext=(-4, -4) if first else (4, 4), textcoords="offset points",
+                    ha="right" if first else "left", va="top" if first else "bottom",
+                    fontsize="small", color=colour,
+                )  # fmt: skip
+        axes.set(xlabel="KL to the reference (nats a token)", ylabel=label)
+    panels[0].set(ylim=(0, None))
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside upper center", ncols=len(handles), fontsize="small",
+        title="numbers at the points: beta, or the budget in nats a token", title_fontsize="small",
+    )  # fmt: skip
+    return figure
+
+
 def toxicity_and_refusals(results: pd.DataFrame) -> Figure:
     """Toxicity of the answers of every method beside the share of them that refuse.
 
@@ -521,6 +623,83 @@ def toxicity_and_refusals(results: pd.DataFrame) -> Figure:
     ]
     panels[0].set_yticks(rows, names)
     panels[0].set_ylim(len(results) - 0.5, -0.5)
+    return figure
+
+
+def heat_maps(tables: Mapping[str, pd.DataFrame], *, label: str, limit: float = 1.0) -> Figure:
+    """Tables of numbers around 0 as coloured squares, a panel each, with the numbers in them.
+
+    Parameters
+    ----------
+    tables : mapping from title to pandas.DataFrame
+        Such as those of `sasa_lib.values.cosines` and `correlations`; the same rows in all. The
+        names of rows and columns, if there are any, are the labels of the axes.
+    label : str
+        What the numbers are.
+    limit : float
+        The colours reach from -limit to limit.
+    """
+    columns = [len(table.columns) for table in tables.values()]
+    rows = len(next(iter(tables.values())))
+    figure, row = plt.subplots(
+        1, len(tables), figsize=(0.62 * sum(columns) + 3.2, 0.5 * rows + 2.2), sharey=True,
+        squeeze=False, width_ratios=columns,
+    )  # fmt: skip
+    colours = LinearSegmentedColormap.from_list("values", [TOXIC, "white", NONTOXIC])
+    for axes, (title, table) in zip(row[0], tables.items(), strict=True):
+        values = table.to_numpy(dtype=float)
+        shown = axes.imshow(values, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
+        for (i, j), value in np.ndenumerate(values):
+            axes.text(
+                j, i, f"{value:.2f}", ha="center", va="center", fontsize="x-small",
+                color="white" if abs(value) > 0.7 * limit else "0.15",
+            )  # fmt: skip
+        names = [str(name).replace("_", " ") for name in table.columns]
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set(title=title, xlabel=table.columns.name)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+    names = [str(name).replace("_", " ") for name in next(iter(tables.values())).index]
+    row[0, 0].set_yticks(range(rows), names)
+    row[0, 0].set_ylabel(next(iter(tables.values())).index.name)
+    figure.colorbar(shown, ax=row[0], label=label, pad=0.01)
+    return figure
+
+
+def traded(tables: Mapping[str, pd.DataFrame], first: str, second: str) -> Figure:
+    """What steering at several ratios of two values did to one against the other.
+
+    Parameters
+    ----------
+    tables : mapping from title to pandas.DataFrame, a panel each
+        Rows of `sasa_lib.values.interference` in the order of the ratio; their index is written
+        at the points.
+    first, second : str
+        The values, on the horizontal and the vertical axis.
+    """
+    figure, row = plt.subplots(
+        1, len(tables), figsize=(4.8 * len(tables) + 0.4, 4.4), squeeze=False
+    )
+    for i, (axes, (title, table)) in enumerate(zip(row[0], tables.items(), strict=True)):
+        x, y = table["change", first], table["change", second]
+        spread = [
+            [change - table["change_low", value], table["change_high", value] - change]
+            for value, change in ((first, x), (second, y))
+        ]
+        style = {"color": SERIES[i], "marker": MARKERS[i], "ls": LINES[i]}
+        axes.errorbar(x, y, xerr=spread[0], yerr=spread[1], color=SERIES[i], ls="", alpha=0.35)
+        axes.plot(x, y, **style)
+        axes.plot(0, 0, color="0.15", marker="*", ms=11, ls="", label="plain sampling")
+        for name, at in zip(table.index, zip(x, y, strict=True), strict=True):
+            axes.annotate(
+                str(name), at, xytext=(6, 6), textcoords="offset points", fontsize="small",
+                color=SERIES[i],
+            )  # fmt: skip
+        axes.axhline(0, color="0.8", lw=1, zorder=0)
+        axes.axvline(0, color="0.8", lw=1, zorder=0)
+        axes.set(title=title, xlabel=f"{first.replace('_', ' ')}: change of the margin (sd)")
+        axes.set_ylabel(f"{second.replace('_', ' ')}: change of the margin (sd)")
+    row[0, 0].legend(loc="best", fontsize="small")
     return figure
 
 

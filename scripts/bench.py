@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import sasa_lib as sl
 from sasa_lib import phrases
-from sasa_lib.embeddings import _buckets, _tokenised
+from sasa_lib.embeddings import _buckets, tokenised
 from sasa_lib.models import EMBEDDED
 
 FOLDER = Path("runs/bench")
@@ -131,7 +131,7 @@ def measure_extraction(name: str, repetitions: int) -> None:
         return
     model, tokenizer = sl.load_lm(name)
     texts = sl.load_corpus("embedded").shuffle(seed=1).select(range(200))
-    tokens = [text.tokens for text in _tokenised(model, tokenizer, texts)]
+    tokens = [text.tokens for text in tokenised(model, tokenizer, texts)]
     batches = [
         torch.nn.utils.rnn.pad_sequence(
             [torch.tensor(tokens[row]) for row in rows], batch_first=True
@@ -216,10 +216,7 @@ def ratios(speed: pd.DataFrame) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     """Ratios, as "median (range)", a row a setting and method, a column a model."""
     table = table[table["method"] != "plain"].copy()
-    table["cell"] = [
-        f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})"
-        for row in table.itertuples()
-    ]
+    table["cell"] = table.apply(sl.metrics.with_interval, axis=1, name="ratio")
     cells = table.pivot_table(
         index=[*BASE, "method"], columns="model", values="cell", aggfunc="first", sort=False
     )

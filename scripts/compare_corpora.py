@@ -4,8 +4,8 @@
 
 Writes the table into data/contrast_pairs.md. The texts of ../shared/data (or --rtp) are scored by
 Perspective and are used for nothing but this comparison and that of layers, so the numbers of
-the chosen corpus and layer are slightly optimistic. Takes half an hour on two CPU cores the first
-time; the embeddings are kept in data/cache.
+the chosen corpus and layer are slightly optimistic; those that are in the embedded corpora too are
+left out. Takes half an hour on two CPU cores the first time; the embeddings are kept in data/cache.
 """
 
 from __future__ import annotations
@@ -38,8 +38,12 @@ def main() -> None:
     shared = Path(os.environ.get("SASA_SHARED_DATA", DATA_DIR.parent.parent / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rtp", type=Path, default=shared / "rtp" / "dev.jsonl.gz")
-    rtp, rtp_toxic = labelled(sl.load_corpus("rtp", path=parser.parse_args().rtp))
     corpora = {name: labelled(sl.load_corpus(name), minimum=0) for name in EMBEDDED}
+    known = {text for corpus, _ in corpora.values() for text in corpus["response"]}
+    rtp, rtp_toxic = labelled(sl.load_corpus("rtp", path=parser.parse_args().rtp))
+    new = [row for row, text in enumerate(rtp["response"]) if text not in known]
+    print(f"{len(rtp) - len(new)} of {len(rtp)} texts are in the embedded corpora, and left out")
+    rtp, rtp_toxic = rtp.select(new), rtp_toxic[new]
     lines = [
         f"AUC on {len(rtp)} RealToxicityPrompts texts, {int(rtp_toxic.sum())} of them toxic "
         "(Perspective > 0.5):",

@@ -65,8 +65,8 @@ def defaults(notebook: str) -> dict[str, Any]:
     return {name: ast.literal_eval(p["default"]) for name, p in declared.items()}
 
 
-def settle_parameters(profile: str, overrides: list[str]) -> None:
-    """Write runs/<profile>/parameters/<notebook>.json, each only where it changes."""
+def settle_parameters(profile: str, overrides: list[str], folder: Path | None = None) -> None:
+    """Write <notebook>.json to a folder, or runs/<profile>/parameters, each only if it changes."""
     known_profiles = sorted(path.stem for path in PROFILES.glob("*.yaml"))
     if profile not in known_profiles:
         sys.exit(f"unknown profile {profile!r}; known are {', '.join(known_profiles)}")
@@ -82,7 +82,7 @@ def settle_parameters(profile: str, overrides: list[str]) -> None:
             sys.exit(f"unknown parameter {name.upper()!r}; known are {parameters}")
     for name, text in given.items():
         settings[name.lower()] = _value(name, text, known[name.lower()])
-    folder = PROJECT / "runs" / profile / "parameters"
+    folder = folder or PROJECT / "runs" / profile / "parameters"
     folder.mkdir(parents=True, exist_ok=True)
     for notebook, values in declared.items():
         chosen = {name: settings.get(name, default) for name, default in values.items()}

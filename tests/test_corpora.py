@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import sasa_lib as sl
-from sasa_lib.corpora import DOMAINS, chat, fingerprint, labelled, split
+from sasa_lib.corpora import DOMAINS, chat, fingerprint, labelled, sample_groups, split
 
 PAIRS = sl.assets.DATA_DIR / "contrast_pairs.jsonl"
 HH = "hh-rlhf/harmless-base-test.jsonl.gz"
@@ -440,6 +440,35 @@ def test_twins_of_crows_pairs_differ_in_the_word_for_their_group():
         ValueError, match="unknown subset 'toxic'; known are gender, race, religion"
     ):
         sl.load_prompts("crows-pairs", subset="toxic")
+
+
+def about_groups(rows):
+    frame = pd.DataFrame(rows, columns=["group", "entity"])
+    prompts = [f"prompt {i}" for i in range(len(rows))]
+    return Dataset.from_pandas(frame.assign(prompt=prompts, domain="work"))
+
+
+def test_twins_are_drawn_together():
+    pairs = [(("a", "b"), ("b", "c"), ("b", "a"))[i % 3] for i in range(30)]
+    twins = [(group, f"pair-{i}") for i, pair in enumerate(pairs) for group in pair]
+    drawn = sample_groups(about_groups(twins), 4, seed=0)
+    # As many pairs of each two groups, whichever of the twins comes first.
+    assert drawn["twins"].all()
+    assert drawn.groupby("compared")["pair"].nunique().to_dict() == {"a - b": 4, "b - c": 4}
+    for _, pair in drawn.groupby(np.arange(len(drawn)) // 2):
+        assert pair["pair"].nunique() == pair["entity"].nunique() == 1
+        assert pair["group"].is_monotonic_increasing and pair["group"].nunique() == 2
+    again, other = (sample_groups(about_groups(twins), 4, seed=seed) for seed in (0, 1))
+    assert drawn.equals(again) and set(drawn["pair"]) != set(other["pair"])
+    assert len(sample_groups(about_groups(twins), 100)) == len(twins)
+
+
+def test_of_groups_without_twins_prompts_are_drawn_alone():
+    rows = [("a", "One"), ("a", "One"), ("a", "Two"), ("b", "Three"), ("b", "Four")]
+    drawn = sample_groups(about_groups(rows), 2)
+    assert not drawn["twins"].any()
+    assert drawn["compared"].tolist() == drawn["group"].tolist() == ["a", "a", "b", "b"]
+    assert drawn["pair"].is_unique
 
 
 def test_do_not_answer_has_questions_with_categories():

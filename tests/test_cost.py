@@ -1,11 +1,13 @@
 """Peak memory, and the figures of the notebooks on word filtering and cost."""
 
 import math
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny_lm import tiny_boundary, tiny_lm
 
 import sasa_lib as sl
 from sasa_lib import metrics
@@ -38,6 +40,37 @@ def test_where_the_system_does_not_tell_the_call_is_made_all_the_same(tmp_path, 
     monkeypatch.setattr(metrics, "PEAK_RESET", tmp_path / "no" / "clear_refs")  # as on macOS
     assert math.isnan(metrics.peak_memory(lambda: calls.append(2)))
     assert calls == [1, 2]
+
+
+def test_the_cost_of_a_call_is_that_of_so_many_tokens(monkeypatch):
+    model, tokenizer = tiny_lm()
+    outputs, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda *a, **k: outputs.append(generate(*a, **k)))
+    sasa = sl.SASA(tiny_boundary(), beta=1.0, seed=0)
+    options = {"do_sample": True, "top_k": 5, "num_return_sequences": 3, "custom_generate": sasa}
+    found = metrics.cost(model, tokenizer, "the cat sees", 4, **options)
+    (output,) = outputs
+    assert output.shape == (3, 3 + 4) and (output != 2).all()  # none of them has ended
+    start = time.perf_counter()
+    again = metrics.cost(model, tokenizer, "the cat sees", 8, **options)
+    assert 0 < again["seconds"] < time.perf_counter() - start
+    assert outputs[1].shape == (3, 3 + 8)
+    if metrics.PEAK_RESET.exists():
+        assert found["megabytes"] == pytest.approx(metrics.peak_memory(lambda: None), abs=50)
+
+
+@pytest.mark.skipif(not metrics.PEAK_RESET.exists(), reason="needs Linux's /proc")
+def test_the_memory_of_a_call_is_part_of_its_cost():
+    model, tokenizer = tiny_lm()
+
+    def greedy(model, input_ids, *arguments, **options):
+        hold()
+        return model._sample(input_ids, *arguments, **options)
+
+    options = {"do_sample": False}
+    without = metrics.cost(model, tokenizer, "the cat", 2, **options)
+    found = metrics.cost(model, tokenizer, "the cat", 2, custom_generate=greedy, **options)
+    assert found["megabytes"] - without["megabytes"] == pytest.approx(MEGABYTES, abs=30)
 
 
 def test_the_cost_figure_has_a_row_a_method_and_its_range():

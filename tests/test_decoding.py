@@ -88,6 +88,12 @@ def left_padded_prompts() -> dict[str, torch.Tensor]:
     return {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
 
 
+def states_at(model, output, layer):
+    """Output of block `layer`; Mamba's hidden states lack the token embeddings."""
+    missing = model.config.model_type == "mamba" and layer < model.config.num_hidden_layers
+    return output.hidden_states[layer - missing]
+
+
 def naive_step(model, phrase, boundary, warpers, beta):
     """Candidates, reference log-probabilities, margins and new log-probabilities of one phrase.
 
@@ -99,7 +105,7 @@ def naive_step(model, phrase, boundary, warpers, beta):
         logits = warpers(ids, model(ids).logits[:, -1].float())[0]
         candidates = logits.isfinite().nonzero()[:, 0]
         extended = torch.cat([ids.expand(len(candidates), -1), candidates[:, None]], dim=1)
-        hidden = model(extended, output_hidden_states=True).hidden_states[boundary.layer]
+        hidden = states_at(model, model(extended, output_hidden_states=True), boundary.layer)
     margins = boundary.margins(hidden[:, -1].numpy(), scaled=True)
     reference = logits[candidates].double().log_softmax(-1)
     new = (reference + beta * torch.tensor(margins)).log_softmax(-1)

@@ -82,8 +82,8 @@ def test_bad_input_is_refused_in_a_sentence(smollm2):
 
 def test_hidden_states_that_are_not_finite_are_refused(smollm2, monkeypatch):
     model, tokenizer = smollm2
-    real = sl.embeddings._hidden_states
-    monkeypatch.setattr(sl.embeddings, "_hidden_states", lambda *a: real(*a) * float("nan"))
+    real = sl.embeddings.hidden_states
+    monkeypatch.setattr(sl.embeddings, "hidden_states", lambda *a: real(*a) * float("nan"))
     with pytest.raises(
         ValueError, match=r"not finite for some text; load the model with dtype='float32'"
     ):

@@ -252,6 +252,30 @@ def test_distinct_n_counts_ngrams_per_word():
     assert metrics.distinct_n([[""]], 1) == 0.0
 
 
+def test_texts_part_at_the_first_other_word():
+    assert metrics.first_difference("one two  three", "one two three") is None
+    assert metrics.first_difference("one two three", "one 2 three") == 1
+    assert metrics.first_difference("", "one") == 0
+    assert metrics.first_difference("one two", "one two three") == 2
+
+
+def test_a_ratio_of_perplexities_is_that_of_all_generations_together():
+    plain, other = np.array([[6.0, 3], [2.0, 1]]), np.array([[4.0, 4], [8.0, 4]])
+    totals = np.stack([plain, other], axis=1)
+    assert metrics.perplexity_ratio(totals) == pytest.approx(np.exp(12 / 8) / np.exp(8 / 4))
+    assert metrics.perplexity_ratio(totals[:, [0, 0]]) == pytest.approx(1)
+
+
+def test_a_metric_is_written_with_its_interval():
+    found = {"rate": 0.125, "rate_low": 0.1, "rate_high": 0.2, "d": -0.5, "d_low": -1, "d_high": 0}
+    assert metrics.with_interval(found, "rate") == "0.12 (0.10 to 0.20)"
+    assert metrics.with_interval(found, "d", "+.1f") == "-0.5 (-1.0 to +0.0)"
+    cells = pd.DataFrame([found, found]).apply(metrics.with_interval, axis=1, name="rate")
+    assert cells.tolist() == ["0.12 (0.10 to 0.20)"] * 2
+    one_prompt = metrics.paired_difference(SCORES[:1], SCORES[1:2], metrics.mean_toxicity)
+    assert metrics.with_interval(one_prompt, "difference") == "-0.03 (nan to nan)"
+
+
 def test_likelihoods_equal_the_models_own_loss(smollm2):
     model, tokenizer = smollm2
     prompts = ["The capital of France is", "I said that"]

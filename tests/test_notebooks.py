@@ -86,6 +86,13 @@ def test_parameters_are_rewritten_only_where_they_change(elsewhere):
     assert {name for name in before if before[name] != after[name]} == {"09_cost.json"}
 
 
+def test_parameters_can_be_settled_in_another_folder(elsewhere):
+    notebooks.settle_parameters("smoke", ["BETA=3"], elsewhere / "mine")
+    settled = json.loads((elsewhere / "mine" / "05_evaluation.json").read_text())
+    assert settled["parameters"]["beta"] == [3.0]
+    assert not (elsewhere / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("profile", "override", "message"),
     [

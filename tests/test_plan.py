@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "scripts"))
 import plan  # noqa: E402
+import roofline  # noqa: E402
 
 import notebooks  # noqa: E402
 
@@ -51,7 +52,7 @@ def parameters(**changed):
 
 
 def hours(size, values, prompts=1200):
-    table = plan.estimate(size, size, values, (prompts, 14), (1000, 68))
+    table = roofline.estimate(size, size, values, (prompts, 14), (1000, 68))
     return table.set_index("method")["H100 SXM h"]
 
 
@@ -61,7 +62,7 @@ def test_flops_are_those_of_a_forward_pass(llama, cached, tokens, heads):
     past = llama(ids[:, :cached], use_cache=True).past_key_values if cached else None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         llama(ids[:, cached:], cache=past, logits_to_keep=heads)
-    expected = plan.Pass(plan.size_of(llama, 0.5), 1, 2, tokens, cached, 4, heads).flops
+    expected = roofline.Pass(roofline.size_of(llama, 0.5), 1, 2, tokens, cached, 4, heads).flops
     assert counter.get_total_flops() == expected
 
 
@@ -73,7 +74,7 @@ def test_flops_of_sasa_are_those_of_its_decoder(llama):
         "n_generations": 5, "max_new_tokens": 6, "top_k": 8, "debiased": ["toxicity"],
         "beta": [1.0], "beta_posterior": [1.0], "beta_published": [], "beta_rad": [], "decay": [],
     }  # fmt: skip
-    passes = plan.method_passes(plan.size_of(llama, 2), values, 1, 7, batch=5)
+    passes = roofline.method_passes(roofline.size_of(llama, 2), values, 1, 7, batch=5)
     for method, decoder in (
         ("plain", plan.sl.decoding.PlainSampling(seed=0)),
         ("sasa", plan.sl.SASA(boundary, beta=1.0, seed=0)),
@@ -85,8 +86,9 @@ def test_flops_of_sasa_are_those_of_its_decoder(llama):
                 min_new_tokens=6, num_return_sequences=5, pad_token_id=0,
             )  # fmt: skip
         expected = sum(p.times * p.flops for p in passes[method][1])
-        # Once a call SASA compares the head with the model's own logits.
-        expected += 2 * 64 * 100 if method == "sasa" else 0
+        # Once a call SASA compares the head with the model's own logits, and all 8 candidates of
+        # 5 sequences have a margin at each of 6 steps; the plan leaves out both.
+        expected += 2 * 64 * (100 + 8 * 5 * 6) if method == "sasa" else 0
         assert expected == pytest.approx(counter.get_total_flops(), rel=1e-6), method
 
 
@@ -103,7 +105,7 @@ def test_the_papers_models_have_their_published_sizes(name, count, layer, stop):
     model, source = plan.resolve(name, torch.bfloat16)
     assert model.num_parameters() == count
     assert source == "published architecture; hub not reachable"
-    size = plan.size_of(model, 0.4)
+    size = roofline.size_of(model, 0.4)
     assert (size.layer, size.stop, size.item, size.obstacle) == (layer, stop, 2, None)
 
 
@@ -116,7 +118,7 @@ def test_the_embedded_models_have_the_sizes_written_down(name, monkeypatch, tmp_
     monkeypatch.setattr(plan, "cache_dir", lambda: tmp_path)
     written, other = plan.resolve(name, torch.bfloat16)
     assert (source, other) == ("local files", "published architecture; not fetched yet")
-    assert plan.size_of(model, 0.4) == plan.size_of(written, 0.4)
+    assert roofline.size_of(model, 0.4) == roofline.size_of(written, 0.4)
     assert model.num_parameters() == written.num_parameters()
 
 
@@ -151,6 +153,7 @@ def test_what_is_wrong_is_said_in_a_sentence(capsys, tmp_path):
         ("SUBSET=easy", r"rtp has no subset 'easy'; known are toxic"),
         ("SCORERS=minilmm", r"unknown scorer 'minilmm'"),
         ("TOP_P=2", r"top_p must lie in"),
+        ("N_PROMPTS=0", r"n_prompts must be at least 1"),
         ("DTYPE=float64", r"no GPU's speed is known for dtype 'float64'"),
         (f"PROMPTS_PATH={file}", r"this is not RealToxicityPrompts .*: it has no column 'prompt'"),
     ):
@@ -177,7 +180,7 @@ def test_a_local_copy_is_read(rtp_path):
 
 
 def test_twice_the_prompts_take_twice_the_hours():
-    size = plan.size_of(plan.resolve(LLAMA_3, torch.bfloat16)[0], 0.4)
+    size = roofline.size_of(plan.resolve(LLAMA_3, torch.bfloat16)[0], 0.4)
     values = parameters()
     once, twice = hours(size, values), hours(size, values, 2400)
     split = [method for method in once.index if method not in ("embeddings", "reward head")]
@@ -188,9 +191,9 @@ def test_twice_the_prompts_take_twice_the_hours():
 def test_what_computes_more_costs_more():
     values = parameters(beta=[1.0], beta_posterior=[1.0], beta_published=[1.0], beta_rad=[1.0])
     model, _ = plan.resolve(LLAMA_3, torch.bfloat16)
-    early, late = (hours(plan.size_of(model, layer), values) for layer in (0.4, -1))
+    early, late = (hours(roofline.size_of(model, layer), values) for layer in (0.4, -1))
     assert early["plain"] < early["sasa-posterior"] < early["sasa"] < early["sasa-published"]
     assert late["sasa"] == pytest.approx(early["sasa-published"])
     assert early["rad"] > early["sasa-published"]
-    few = hours(plan.size_of(model, 0.4), values | {"top_k": 2})
+    few = hours(roofline.size_of(model, 0.4), values | {"top_k": 2})
     assert few["sasa"] < early["sasa"] and few["plain"] == early["plain"]

@@ -1,0 +1,44 @@
+"""The figures of notebook 10 show what their tables say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sasa_lib import plots
+
+
+@pytest.fixture(autouse=True)
+def style():
+    plots.set_style()
+
+
+def test_layers_show_every_choice_and_mark_the_chosen_one(tmp_path):
+    rows = [
+        (layer, pooling, covariance, 0.5 + 0.01 * layer, 0.01, (layer, pooling) == (4, "mean"))
+        for layer in (2, 4, 6)
+        for pooling in ("mean", "last")
+        for covariance in ("empirical", "ledoit_wolf")
+    ]
+    columns = ["layer", "pooling", "covariance", "auc", "standard_error", "chosen"]
+    tried = pd.DataFrame(rows, columns=columns)
+    figure = plots.layers(tried)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["pooling: mean", "pooling: last"]
+    marked = figure.axes[0].lines[-1]
+    assert marked.get_xydata().tolist() == [[4, 0.54]]
+    assert len(figure.axes[1].containers) == 2
+    plots.save(figure, tmp_path, "layers")
+    assert (tmp_path / "layers.png").stat().st_size > 10_000
+
+
+def test_prefixes_are_a_curve_a_phrase():
+    table = pd.DataFrame(
+        {
+            "phrase": ["candidate"] * 3 + ["response"] * 3,
+            "tokens": [1, 4, 16] * 2,
+            "auc": [0.6, 0.7, 0.8, 0.6, 0.8, 0.9],
+        }
+    )
+    axes = plots.prefixes(table).axes[0]
+    np.testing.assert_array_equal(axes.lines[1].get_ydata(), [0.6, 0.8, 0.9])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["candidate", "response"]
