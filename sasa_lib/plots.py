@@ -287,7 +287,7 @@ def prefixes(table: pd.DataFrame) -> Figure:
     axes.set(xscale="log", xlabel="tokens of the response read", ylabel="AUC for the whole text")
     axes.set_xticks(sizes, [str(n) for n in sizes])
     axes.minorticks_off()
-    axes.legend(title="margin of", loc="lower right", fontsize="small")
+    axes.legend(title="margin of", loc="upper left", fontsize="small")
     return figure
 
 
