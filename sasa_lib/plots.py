@@ -363,7 +363,7 @@ def trade_off(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity")
     _points(axes, plain, toxicity, "0.15", "*", "-", "plain sampling")
     axes.set(xlabel="perplexity of the text under the judging model")
     axes.set(ylabel=toxicity.replace("_", " ").replace("max ", "maximum "), ylim=(0, None))
-    axes.legend(title="numbers at the points: beta", loc="upper right", fontsize="small")
+    axes.legend(title="numbers at the points: beta", loc="lower left", fontsize="small")
     return figure
 
 
