@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -491,10 +490,6 @@ class Boundary:
                 f"this boundary was fitted on hidden size {len(self.normal)}, but "
                 f"{model.name_or_path!r} has {size}; fit one on that model"
             )
-
-    def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit normal and midpoint as float32 tensors, each of shape [hidden_size]."""
-        return torch.tensor(self.normal, device=device), torch.tensor(self.midpoint, device=device)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over all that a margin depends on."""
