@@ -10,7 +10,7 @@ RUN := runs/$(PROFILE)
 LIBRARY := $(wildcard sasa_lib/*.py data/*.jsonl data/*.safetensors)
 NAMES := 01_embeddings 02_subspaces 03_boundary 04_generation 05_evaluation \
 	06_bold 07_instruct 08_word_filter 09_cost 10_better_boundaries 11_budget \
-	12_several_values
+	12_several_values 13_fronts
 EXECUTED := $(NAMES:%=$(RUN)/%.ipynb)
 
 .PHONY: run plan test lint unit lab bench setup lock figures clean FORCE
@@ -32,6 +32,8 @@ $(RUN)/09_cost.ipynb: $(RUN)/08_word_filter.ipynb
 $(RUN)/10_better_boundaries.ipynb: $(RUN)/09_cost.ipynb
 $(RUN)/11_budget.ipynb: $(RUN)/10_better_boundaries.ipynb
 $(RUN)/12_several_values.ipynb: $(RUN)/11_budget.ipynb
+
+# 13 fits its own boundaries for its own models, so it needs no other notebook's results.
 
 # Rewrites a notebook's parameters only where they differ, and refuses unknown ones.
 $(NAMES:%=$(RUN)/parameters/%.json) &: FORCE | $(READY)
@@ -79,6 +81,7 @@ figures:
 	mkdir -p figures
 	cp $(RUN)/figures/05_trade_off.png figures/trade_off.png
 	if [ -e runs/bench/cost.png ]; then cp runs/bench/cost.png figures/cost.png; fi
+	if [ -e runs/fronts/figures/13_fronts.png ]; then cp runs/fronts/figures/13_fronts.png figures/fronts.png; fi
 
 clean:
 	rm -rf $(RUN)

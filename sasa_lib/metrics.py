@@ -303,6 +303,7 @@ def judged(
     tokenizer: PreTrainedTokenizerBase,
     *,
     folder: str | Path | None = None,
+    perplexity_generations: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Add to generations their toxicity by every scorer, and their likelihood under a model.
@@ -316,29 +317,50 @@ def judged(
         The judging model, another than the generating one.
     folder : str or Path, optional
         Keep the judgements here; the same texts are not judged again by the same judges.
+    perplexity_generations : int, optional
+        The judging model reads only the first so many generations of a prompt: it costs more than
+        the scorers, and perplexity needs fewer texts than a maximum. None is all.
     progress : bool
 
     Returns
     -------
     pandas.DataFrame
-        With a column of scores in [0, 1] for each scorer, `nll` (nats) and `nll_tokens`.
+        With a column of scores in [0, 1] for each scorer, `nll` (nats) and `nll_tokens`; both are
+        0 where nothing was read, which leaves these texts out of `perplexity`.
     """
+    if perplexity_generations is not None and perplexity_generations < 1:
+        raise ValueError(
+            "perplexity_generations must be at least 1, or None for all, "
+            f"got {perplexity_generations}"
+        )
+    generations = generations.reset_index(drop=True)
     prompts, texts = generations["prompt"].tolist(), generations["text"].tolist()
     code = provenance(sys.modules[__name__])
     judges = [code, fingerprint(model), *((scorer.name, scorer.version) for scorer in scorers)]
-    key = hashlib.sha256(json.dumps([judges, prompts, texts]).encode()).hexdigest()[:16]
+    judged_on = [judges, prompts, texts, perplexity_generations]
+    key = hashlib.sha256(json.dumps(judged_on).encode()).hexdigest()[:16]
     file = None if folder is None else Path(folder) / f"{key}.parquet"
     if file is not None and file.exists():
         judgements = pd.read_parquet(file)
     else:
         judgements = pd.DataFrame({scorer.name: scorer(texts) for scorer in scorers})
-        judgements["nll"], judgements["nll_tokens"] = negative_log_likelihoods(
-            model, tokenizer, prompts, texts, progress=progress
+        read = generations
+        if perplexity_generations is not None:
+            read = generations.groupby("prompt_id", sort=False).head(perplexity_generations)
+        nll, tokens = negative_log_likelihoods(
+            model,
+            tokenizer,
+            read["prompt"].tolist(),
+            read["text"].tolist(),
+            progress=progress,
         )
+        judgements[["nll", "nll_tokens"]] = 0.0, 0
+        judgements.loc[read.index, "nll"] = nll
+        judgements.loc[read.index, "nll_tokens"] = tokens
         if file is not None:
             with atomic_file(file) as temporary:
                 judgements.to_parquet(temporary)
-    return generations.reset_index(drop=True).join(judgements)
+    return generations.join(judgements)
 
 
 def bootstrap_interval(

@@ -348,22 +348,45 @@ def trade_off(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity")
         The metric on the vertical axis.
     """
     figure, axes = plt.subplots(figsize=(7, 4.8))
-    plain = results[results["method"] == "plain"]
-    methods = [m for m in dict.fromkeys(results["method"]) if m != "plain"]
-    for i, method in enumerate(methods):
-        rows = results[results["method"] == method].sort_values("beta")
-        _points(axes, rows, toxicity, SERIES[i], MARKERS[i], LINES[i], method)
-        path = pd.concat([plain, rows])
-        axes.plot(path["perplexity"], path[toxicity], color=SERIES[i], ls=LINES[i], lw=1.2)
-        for _, row in rows[rows["beta"] > 0].iterrows():
-            axes.annotate(
-                f"{row['beta']:g}", (row["perplexity"], row[toxicity]), xytext=(5, 5),
-                textcoords="offset points", fontsize="small", color=SERIES[i],
-            )  # fmt: skip
-    _points(axes, plain, toxicity, "0.15", "*", "-", "plain sampling")
+    _front(axes, results, toxicity, _steered(results))
     axes.set(xlabel="perplexity of the text under the judging model")
     axes.set(ylabel=toxicity.replace("_", " ").replace("max ", "maximum "), ylim=(0, None))
     axes.legend(title="numbers at the points: beta", loc="lower left", fontsize="small")
+    return figure
+
+
+def fronts(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity") -> Figure:
+    """`trade_off` for several models and prompt sets: a column a model, a row a set.
+
+    Parameters
+    ----------
+    results : pandas.DataFrame
+        As for `trade_off`, with columns model, judge and prompts.
+    toxicity : str
+        The metric on the vertical axes, which all panels share. Perplexities under different
+        judging models are different quantities, so only a column shares its horizontal axis.
+    """
+    models, sets = (list(dict.fromkeys(results[name])) for name in ("model", "prompts"))
+    figure, panels = plt.subplots(
+        len(sets), len(models), figsize=(5.2 * len(models), 3.6 * len(sets) + 0.6),
+        sharex="col", sharey=True, squeeze=False,
+    )  # fmt: skip
+    for i, prompts in enumerate(sets):
+        for j, model in enumerate(models):
+            axes = panels[i, j]
+            rows = results[(results["prompts"] == prompts) & (results["model"] == model)]
+            _front(axes, rows, toxicity, _steered(results))
+            axes.set(title=f"{model}, {prompts} prompts")
+            axes.set_xlabel(
+                f"perplexity under {rows['judge'].iloc[0]}" if i + 1 == len(sets) else ""
+            )
+        label = toxicity.replace("_", " ").replace("max ", "maximum ")
+        panels[i, 0].set(ylabel=label, ylim=(0, None))
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside upper center", ncols=4, fontsize="small",
+        title="numbers at the points: beta", title_fontsize="small",
+    )  # fmt: skip
     return figure
 
 
@@ -701,6 +724,27 @@ def traded(tables: Mapping[str, pd.DataFrame], first: str, second: str) -> Figur
         axes.set_ylabel(f"{second.replace('_', ' ')}: change of the margin (sd)")
     row[0, 0].legend(loc="best", fontsize="small")
     return figure
+
+
+def _steered(results: pd.DataFrame) -> list[str]:
+    """Methods but plain sampling, in the order of the table."""
+    return [method for method in dict.fromkeys(results["method"]) if method != "plain"]
+
+
+def _front(axes: plt.Axes, results: pd.DataFrame, toxicity: str, methods: list[str]) -> None:
+    """Curves from plain sampling through the strengths of every method."""
+    plain = results[results["method"] == "plain"]
+    for i, method in enumerate(methods):
+        rows = results[results["method"] == method].sort_values("beta")
+        _points(axes, rows, toxicity, SERIES[i], MARKERS[i], LINES[i], method)
+        path = pd.concat([plain, rows])
+        axes.plot(path["perplexity"], path[toxicity], color=SERIES[i], ls=LINES[i], lw=1.2)
+        for _, row in rows[rows["beta"] > 0].iterrows():
+            axes.annotate(
+                f"{row['beta']:g}", (row["perplexity"], row[toxicity]), xytext=(5, 5),
+                textcoords="offset points", fontsize="small", color=SERIES[i],
+            )  # fmt: skip
+    _points(axes, plain, toxicity, "0.15", "*", "-", "plain sampling")
 
 
 def _points(

@@ -316,6 +316,28 @@ def minilm_states(
             yield row, text_states[: len(sequences[row])]
 
 
+def sentence_embeddings(texts: Sequence[str], *, device: str | None = None) -> np.ndarray:
+    """What texts mean, as the encoder of "minilm" sees it: cosines tell how close two are.
+
+    Parameters
+    ----------
+    texts : sequence of str, length n
+    device : str, optional
+        As in `load_scorer`.
+
+    Returns
+    -------
+    numpy.ndarray of float32, shape [n, 384]
+        Means of the last hidden states, at length 1, as sentence-transformers pools this encoder
+        (Reimers and Gurevych 2019).
+    """
+    model, tokenizer = load_minilm(fetch("minilm"), device)
+    means = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
+    for i, states in minilm_states(model, tokenizer, texts):
+        means[i] = states[:, -means.shape[1] :].mean(axis=0)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
 def minilm_logit(states: np.ndarray, weights: np.ndarray, bias: float) -> float:
     """Apply the head to the hidden states of one text.
 

@@ -346,6 +346,23 @@ def generations():
     )
 
 
+def test_perplexity_may_be_that_of_the_first_generations(smollm2, generations):
+    scorers = [Scorer("length", "1", lambda texts: np.array([len(t) / 100 for t in texts]))]
+    shuffled = generations.set_axis([7, 3, 5, 5])
+    every = metrics.judged(shuffled, scorers, *smollm2, progress=False)
+    some = metrics.judged(shuffled, scorers, *smollm2, perplexity_generations=1, progress=False)
+    np.testing.assert_array_equal(some["length"], every["length"])
+    np.testing.assert_allclose(some["nll"], [every["nll"][0], 0, every["nll"][2], 0], rtol=1e-5)
+    assert some["nll_tokens"].tolist() == [every["nll_tokens"][0], 0, every["nll_tokens"][2], 0]
+    alone = metrics.judged(
+        generations[generations["text"] == " sat down"], scorers, *smollm2, progress=False
+    )
+    expected = metrics.summarise(alone, ["length"])["perplexity"]
+    assert metrics.summarise(some, ["length"])["perplexity"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="perplexity_generations must be at least 1"):
+        metrics.judged(generations, scorers, *smollm2, perplexity_generations=0)
+
+
 def test_judgements_are_made_once_and_summarised(smollm2, generations, tmp_path):
     calls = []
 

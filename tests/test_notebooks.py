@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "scripts"))
 import notebooks  # noqa: E402
 
-PROFILES = ("smoke", "laptop", "table", "paper")
+PROFILES = ("smoke", "laptop", "table", "fronts", "paper")
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_parameters_can_be_settled_in_another_folder(elsewhere):
 @pytest.mark.parametrize(
     ("profile", "override", "message"),
     [
-        ("huge", "BETA=1", "unknown profile 'huge'; known are laptop, paper, smoke, table"),
+        ("huge", "BETA=1", "unknown profile 'huge'; known are fronts, laptop, paper, smoke, table"),
         ("smoke", "BETTA=1", "unknown parameter 'BETTA'; known are ATTRIBUTE, BETA"),
         ("smoke", "N_PROMPTS=many", "N_PROMPTS must be of type int, such as 16; got 'many'"),
         ("smoke", "BETA=0,high", "BETA must be of type float"),

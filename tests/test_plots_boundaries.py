@@ -1,4 +1,4 @@
-"""The figures of notebook 10 show what their tables say."""
+"""The figures of notebooks 10 and 13 show what their tables say."""
 
 import numpy as np
 import pandas as pd
@@ -42,3 +42,40 @@ def test_prefixes_are_a_curve_a_phrase():
     axes = plots.prefixes(table).axes[0]
     np.testing.assert_array_equal(axes.lines[1].get_ydata(), [0.6, 0.8, 0.9])
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["candidate", "response"]
+
+
+def test_fronts_have_a_panel_a_model_and_prompt_set_and_keep_a_methods_colour(tmp_path):
+    metrics = {"expected_max_toxicity": 0.5, "perplexity": 12.0}
+    metrics |= {f"{name}_low": value * 0.9 for name, value in metrics.items()} | {
+        f"{name}_high": value * 1.1 for name, value in metrics.items()
+    }
+    results = pd.DataFrame(
+        [
+            {"model": model, "judge": f"not {model}", "prompts": prompts, "method": method}
+            | {"beta": beta}
+            | metrics
+            for prompts in ("toxic", "nontoxic")
+            for model in ("one", "other")
+            for method, beta in (
+                ("plain", 0.0),
+                ("sasa", 1.0),
+                ("posterior", 1.0),
+                ("posterior", 2.0),
+            )
+            if prompts == "toxic" or method != "sasa"
+        ]
+    )
+    figure = plots.fronts(results)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [f"{m}, {p} prompts" for p in ("toxic", "nontoxic") for m in ("one", "other")]
+    assert [axes.get_xlabel() for axes in figure.axes[2:]] == [
+        "perplexity under not one", "perplexity under not other",
+    ]  # fmt: skip
+    colours = [
+        {line.get_color() for line in axes.lines if line.get_label() == "posterior"}
+        for axes in figure.axes
+    ]
+    assert all(one == colours[0] and len(one) == 1 for one in colours)
+    assert [t.get_text() for t in figure.axes[0].texts] == ["1", "1", "2"]
+    plots.save(figure, tmp_path, "fronts")
+    assert (tmp_path / "fronts.png").stat().st_size > 10_000

@@ -120,6 +120,18 @@ def test_minilm_agrees_with_the_formula_of_its_card(encoder, minilm):
         assert minilm([text])[0] == pytest.approx(expit(logit), abs=1e-6)
 
 
+def test_sentence_embeddings_are_the_encoders_means_and_tell_subjects_apart(encoder):
+    tokenizer, model = AutoTokenizer.from_pretrained(encoder), AutoModel.from_pretrained(encoder)
+    texts = ["The cat sat on the mat.", "A kitten was sitting on a rug.", "Taxes rose in spring."]
+    embedded = scorers.sentence_embeddings(texts)
+    for text, vector in zip(texts, embedded, strict=True):
+        with torch.no_grad():
+            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        mean = states.mean(dim=0)
+        np.testing.assert_allclose(vector, mean / mean.norm(), atol=1e-5)
+    assert embedded[0] @ embedded[1] > 0.5 > embedded[0] @ embedded[2]
+
+
 def test_minilm_reaches_its_card_on_the_held_out_records(minilm):
     shared = Path(os.environ.get("SASA_SHARED_DATA", PROJECT.parent / "shared" / "data"))
     path = shared / "rtp" / "dev.jsonl.gz"
