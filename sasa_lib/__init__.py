@@ -14,6 +14,7 @@ from sasa_lib import (
     values,
 )
 from sasa_lib.assets import AssetError, fetch
+from sasa_lib.best_of import BestOf
 from sasa_lib.boundary import Boundary
 from sasa_lib.corpora import load_corpus, load_prompts
 from sasa_lib.decoding import SASA, SASALogitsProcessor
@@ -23,6 +24,7 @@ from sasa_lib.scorers import load_scorer, mask_text
 __all__ = [
     "SASA",
     "AssetError",
+    "BestOf",
     "Boundary",
     "SASALogitsProcessor",
     "agreement",
