@@ -739,11 +739,12 @@ def _front(axes: plt.Axes, results: pd.DataFrame, toxicity: str, methods: list[s
         _points(axes, rows, toxicity, SERIES[i], MARKERS[i], LINES[i], method)
         path = pd.concat([plain, rows])
         axes.plot(path["perplexity"], path[toxicity], color=SERIES[i], ls=LINES[i], lw=1.2)
-        for _, row in rows[rows["beta"] > 0].iterrows():
-            axes.annotate(
-                f"{row['beta']:g}", (row["perplexity"], row[toxicity]), xytext=(5, 5),
-                textcoords="offset points", fontsize="small", color=SERIES[i],
-            )  # fmt: skip
+        for _, row in rows.iterrows():
+            if row["beta"] > 0 or len(rows) > 1:  # a method without strengths has one row, of 0
+                axes.annotate(
+                    f"{row['beta']:g}", (row["perplexity"], row[toxicity]), xytext=(5, 5),
+                    textcoords="offset points", fontsize="small", color=SERIES[i],
+                )  # fmt: skip
     _points(axes, plain, toxicity, "0.15", "*", "-", "plain sampling")
 
 
