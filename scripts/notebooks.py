@@ -114,6 +114,8 @@ def execute(notebook: str, profile: str) -> None:
             parameters,
             cwd=str(NOTEBOOKS),
             progress_bar=False,
+            # A stored widget would need its script from the web; its still picture needs nothing.
+            store_widget_state=False,
             config=Config({"KernelManager": {"transport": "ipc"}}),
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
