@@ -13,7 +13,7 @@ NAMES := 00_start 01_embeddings 02_subspaces 03_boundary 04_generation 05_evalua
 	12_several_values 13_fronts
 EXECUTED := $(NAMES:%=$(RUN)/%.ipynb)
 
-.PHONY: run plan test lint unit lab bench setup lock figures clean FORCE
+.PHONY: run plan test lint unit lab site bench setup lock figures clean FORCE
 
 run: $(EXECUTED)
 	@$(BIN)/python scripts/notebooks.py report --profile $(PROFILE)
@@ -56,6 +56,14 @@ unit: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+# The executed notebooks, a glossary and the library's reference as pages that open without a network.
+site: $(EXECUTED) $(VENV)/site-ready
+	@$(BIN)/python scripts/build_site.py --profile $(PROFILE)
+
+$(VENV)/site-ready: docs/requirements.txt $(READY)
+	@$(BIN)/python -m pip install -qq --requirement requirements.txt --requirement docs/requirements.txt
+	@touch $@
 
 # What SASA costs against plain sampling; needs about an hour on two cores, and goes on where it stopped.
 bench: $(READY)
