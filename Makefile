@@ -13,7 +13,7 @@ NAMES := 00_start 01_embeddings 02_subspaces 03_boundary 04_generation 05_evalua
 	12_several_values 13_fronts
 EXECUTED := $(NAMES:%=$(RUN)/%.ipynb)
 
-.PHONY: run plan test lint unit lab site bench setup lock figures clean FORCE
+.PHONY: run plan test lint unit lab site sweep bench setup lock figures clean FORCE
 
 run: $(EXECUTED)
 	@$(BIN)/python scripts/notebooks.py report --profile $(PROFILE)
@@ -43,6 +43,10 @@ FORCE:
 # What a run needs and would cost, without weights: `make plan PROFILE=paper`; executes nothing.
 plan: $(READY)
 	@$(BIN)/python scripts/plan.py --profile $(PROFILE) $(MAKEOVERRIDES)
+
+# One or several notebooks over a grid: `make sweep NOTEBOOK=05_evaluation BETA=0,1,3`, or GRID=grid.yaml.
+sweep: $(READY)
+	@$(BIN)/python scripts/sweep.py $(MAKEOVERRIDES)
 
 test: lint unit
 	@$(MAKE) --no-print-directory run PROFILE=smoke

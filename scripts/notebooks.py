@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import argparse
 import ast
+import copy
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pandas as pd
 import papermill
 import yaml
@@ -108,18 +111,22 @@ def execute(notebook: str, profile: str) -> None:
     if "SASA_CACHE" in os.environ:
         os.environ["SASA_CACHE"] = os.path.abspath(os.environ["SASA_CACHE"])
     try:
-        papermill.execute_notebook(
-            str(NOTEBOOKS / f"{notebook}.ipynb"),
-            str(partial),
-            parameters,
-            cwd=str(NOTEBOOKS),
-            progress_bar=False,
-            # A stored widget would need its script from the web; its still picture needs nothing.
-            store_widget_state=False,
-            config=Config({"KernelManager": {"transport": "ipc"}}),
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-        )
+        # Sockets in a folder of their own: of two kernels that start in the same folder at the same
+        # moment, one would get the other's.
+        with tempfile.TemporaryDirectory() as sockets:
+            manager = {"transport": "ipc", "ip": str(Path(sockets) / "kernel")}
+            papermill.execute_notebook(
+                str(NOTEBOOKS / f"{notebook}.ipynb"),
+                str(partial),
+                parameters,
+                cwd=str(NOTEBOOKS),
+                progress_bar=False,
+                # A stored widget would need its script from the web; its still picture does not.
+                store_widget_state=False,
+                config=Config({"KernelManager": manager}),
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+            )
     except papermill.PapermillExecutionError as error:
         shown = partial.relative_to(PROJECT)
         sys.exit(f"{notebook} stopped: {error.ename}: {error.evalue} (see {shown})")
@@ -131,6 +138,29 @@ def execute(notebook: str, profile: str) -> None:
     # What was edited meanwhile is newer than the result, so that make runs it again.
     os.utime(partial, (start, start))
     partial.replace(run / f"{notebook}.ipynb")
+
+
+def parameters_note(
+    notebook: nbformat.NotebookNode, defaults: dict[str, Any], parameters: dict[str, Any]
+) -> nbformat.NotebookNode:
+    """A copy of a notebook that starts by saying which parameters differ from its defaults.
+
+    Parameters
+    ----------
+    notebook : nbformat.NotebookNode
+        The notebook, executed or not.
+    defaults, parameters : mapping from name to value
+        What it declares and what it was given. `run`, the place of the files, is not listed.
+    """
+    given = [
+        f"{name} = {value!r}"
+        for name, value in parameters.items()
+        if name != "run" and value != defaults.get(name)
+    ]
+    said = f"`{', '.join(given)}`" if given else "its default parameters"
+    noted = copy.deepcopy(notebook)
+    noted.cells.insert(0, nbformat.v4.new_markdown_cell(f"Executed with: {said}"))
+    return noted
 
 
 def report(profile: str) -> None:

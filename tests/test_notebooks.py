@@ -121,3 +121,14 @@ def test_conda_and_pip_install_the_same():
     frozen = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     installed = {line.partition("+")[0].lower() for line in frozen.splitlines()}
     assert {pin.lower() for pin in pins} <= installed
+
+
+def test_an_executed_notebook_says_first_what_it_was_given():
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("beta = 1.0")])
+    declared = {"run": "../runs/laptop", "beta": 1.0, "model": "one"}
+    given = declared | {"run": "../runs/smoke", "beta": 3.0}
+    noted = notebooks.parameters_note(notebook, declared, given)
+    assert noted.cells[0].source == "Executed with: `beta = 3.0`"
+    assert noted.cells[1:] == notebook.cells and len(notebook.cells) == 1
+    untouched = notebooks.parameters_note(notebook, declared, declared)
+    assert untouched.cells[0].source == "Executed with: its default parameters"
