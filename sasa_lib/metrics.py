@@ -343,20 +343,22 @@ def judged(
     if file is not None and file.exists():
         judgements = pd.read_parquet(file)
     else:
-        judgements = pd.DataFrame({scorer.name: scorer(texts) for scorer in scorers})
+        judgements = pd.DataFrame(
+            {scorer.name: scorer(texts) for scorer in scorers} | {"nll": 0.0, "nll_tokens": 0},
+            index=generations.index,
+        )
         read = generations
         if perplexity_generations is not None:
             read = generations.groupby("prompt_id", sort=False).head(perplexity_generations)
-        nll, tokens = negative_log_likelihoods(
-            model,
-            tokenizer,
-            read["prompt"].tolist(),
-            read["text"].tolist(),
-            progress=progress,
+        judgements.loc[read.index, "nll"], judgements.loc[read.index, "nll_tokens"] = (
+            negative_log_likelihoods(
+                model,
+                tokenizer,
+                read["prompt"].tolist(),
+                read["text"].tolist(),
+                progress=progress,
+            )
         )
-        judgements[["nll", "nll_tokens"]] = 0.0, 0
-        judgements.loc[read.index, "nll"] = nll
-        judgements.loc[read.index, "nll_tokens"] = tokens
         if file is not None:
             with atomic_file(file) as temporary:
                 judgements.to_parquet(temporary)
