@@ -13,7 +13,7 @@ NAMES := 00_start 01_embeddings 02_subspaces 03_boundary 04_generation 05_evalua
 	12_several_values 13_fronts
 EXECUTED := $(NAMES:%=$(RUN)/%.ipynb)
 
-.PHONY: run plan test lint unit lab site sweep bench setup lock figures clean FORCE
+.PHONY: run plan test smoke lint unit lab site sweep bench setup lock figures clean FORCE
 
 run: $(EXECUTED)
 	@$(BIN)/python scripts/notebooks.py report --profile $(PROFILE)
@@ -48,7 +48,11 @@ plan: $(READY)
 sweep: $(READY)
 	@$(BIN)/python scripts/sweep.py $(MAKEOVERRIDES)
 
-test: lint unit
+# Tests and notebooks side by side, each on one thread: both are too small to gain from more.
+test: lint
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 unit smoke
+
+smoke:
 	@$(MAKE) --no-print-directory run PROFILE=smoke
 
 lint: $(READY)
@@ -88,12 +92,9 @@ lock:
 	$(BIN)/python -m pip install --quiet --editable '.[notebooks,test]'
 	$(BIN)/python scripts/lock.py
 
-# The figures that the README shows, from the latest `make run` and `make bench`.
-figures:
-	mkdir -p figures
-	cp $(RUN)/figures/05_trade_off.png figures/trade_off.png
-	if [ -e runs/bench/cost.png ]; then cp runs/bench/cost.png figures/cost.png; fi
-	if [ -e runs/fronts/figures/13_fronts.png ]; then cp runs/fronts/figures/13_fronts.png figures/fronts.png; fi
+# Every figure of the latest `make run`, as PNG and SVG; those of the README have names of their own.
+figures: $(READY)
+	@$(BIN)/python scripts/notebooks.py figures --profile $(PROFILE)
 
 clean:
 	rm -rf $(RUN)

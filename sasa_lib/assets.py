@@ -22,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
+from filelock import FileLock
+
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"
 
 
@@ -185,8 +187,8 @@ def fetch(name: str) -> Path:
     if name not in ASSETS:
         raise AssetError(f"unknown asset {name!r}; known are {', '.join(sorted(ASSETS))}")
     target = cache_dir() / "assets" / name
-    if not target.is_dir():
-        with atomic_folder(target) as folder:
+    with made_once(target) as folder:
+        if folder:
             _download(name, folder)
     return target
 
@@ -202,16 +204,25 @@ def provenance(*modules: ModuleType) -> dict[str, str]:
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `target` when the block ends without an error."""
+def made_once(target: Path) -> Iterator[Path | None]:
+    """Yield a temporary folder that becomes `target` when the block ends without an error.
+
+    Yield None where `target` exists already. Of several processes one makes it; the others wait.
+    """
+    if target.is_dir():
+        yield None
+        return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # On the same file system as the target, so that the rename is atomic.
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-            folder = Path(temporary) / "content"
-            folder.mkdir()
-            yield folder
-            if not target.exists():
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if target.is_dir():
+                yield None
+                return
+            # On the same file system as the target, so that the rename is atomic.
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as near:
+                folder = Path(near) / "content"
+                folder.mkdir()
+                yield folder
                 folder.rename(target)
     except OSError as error:
         raise AssetError(f"cannot write {target}: {error.strerror or error}") from error

@@ -8,6 +8,7 @@ its tokens, and a choice among n finished ones is paid for in time, not in fluen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -138,7 +139,8 @@ class BestOf(Decoder):
         ends = generation_config._eos_token_tensor
         ends = set() if ends is None else set(ends.tolist())
         responses = [
-            _before_end(tokens, ends) for tokens in sequences[:, input_ids.shape[1] :].tolist()
+            list(takewhile(lambda token: token not in ends, tokens))
+            for tokens in sequences[:, input_ids.shape[1] :].tolist()
         ]
         texts = [(prompts[i // self.n], response) for i, response in enumerate(responses)]
         margins = self._margins(model, texts).reshape(-1, self.n)
@@ -181,8 +183,3 @@ class BestOf(Decoder):
                     for boundary, weight in self.pairs
                 )
         return margins
-
-
-def _before_end(tokens: list[int], ends: set[int]) -> list[int]:
-    """Tokens before the first that ends a text."""
-    return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]

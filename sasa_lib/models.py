@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sasa_lib.assets import atomic_folder, cache_dir, fetch
+from sasa_lib.assets import cache_dir, fetch, made_once
 
 EMBEDDED = ("gemma3-270m", "smollm2-135m-instruct")
 
@@ -117,17 +117,17 @@ def blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
 def _converted(name: str) -> Path:
     """Convert an embedded GGUF to safetensors once; later loads take a second, not a minute."""
     target = cache_dir() / "models" / name
-    if not target.is_dir():
-        source = fetch(name)
-        print(f"converting {name} to safetensors, once ...", flush=True)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            gguf_file="model.gguf",
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-        with atomic_folder(target) as folder:
+    with made_once(target) as folder:
+        if folder:
+            source = fetch(name)
+            print(f"converting {name} to safetensors, once ...", flush=True)
+            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
+            model = AutoModelForCausalLM.from_pretrained(
+                source,
+                gguf_file="model.gguf",
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     return target

@@ -24,6 +24,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 NONTOXIC, TOXIC = "#0072B2", "#D55E00"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.45")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LABEL_HEIGHT = 13  # points
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
@@ -79,7 +80,7 @@ def geometry(table: pd.DataFrame) -> Figure:
     right.set(xlabel="layer", ylabel="mean cosine of two texts", ylim=(-0.05, 1.05))
     right.set_title("Anisotropy")
     right.axhline(0, color="0.6", lw=1)
-    left.legend(title="pooling")
+    _label_ends(left)
     return figure
 
 
@@ -126,7 +127,13 @@ def subspaces(
             sns.kdeplot(
                 margins[layer][rows], ax=bottom, color=colour, ls=line, fill=True, alpha=0.15
             )
-            sns.kdeplot(margins[layer][rows], ax=bottom, color=colour, ls=line, label=name)
+            sns.kdeplot(margins[layer][rows], ax=bottom, color=colour, ls=line)
+            if column == 0:
+                peak = max(bottom.lines[-1].get_xydata(), key=lambda point: point[1])
+                bottom.annotate(
+                    name, peak, xytext=(0, 4), textcoords="offset points", color=colour,
+                    ha="right" if rows is toxic else "left", va="bottom", fontsize="small",
+                )  # fmt: skip
         bottom.axvline(0, color="0.4", lw=1)
         auc = roc_auc_score(~toxic, margins[layer])
         bottom.set(
@@ -134,8 +141,7 @@ def subspaces(
             ylabel="density" if column == 0 else "",
             title=f"AUC {auc:.2f}",
         )
-    axes[1, 0].set_ylim(0, 1.35 * axes[1, 0].get_ylim()[1])
-    axes[1, 0].legend(loc="upper center", ncols=2, fontsize="small")
+    axes[1, 0].set_ylim(0, 1.15 * axes[1, 0].get_ylim()[1])
     figure.colorbar(shown, ax=axes[0], label=f"annotated {attribute}", pad=0.01)
     return figure
 
@@ -223,7 +229,7 @@ def learning_curve(table: pd.DataFrame, *, by: str = "covariance") -> Figure:
     by : str
         What has a curve of its own.
     """
-    figure, axes = plt.subplots(figsize=(6, 4.2))
+    figure, axes = plt.subplots(figsize=(7.5, 4.2))
     for i, (name, rows) in enumerate(table.groupby(by, sort=True)):
         by_size = rows.groupby("n")["auc"]
         middle, low, high = by_size.median(), by_size.min(), by_size.max()
@@ -234,9 +240,7 @@ def learning_curve(table: pd.DataFrame, *, by: str = "covariance") -> Figure:
     axes.set_xticks(sizes, [str(n) for n in sizes])
     axes.minorticks_off()
     axes.set_title("median and range over resamples", fontsize="small", loc="right")
-    axes.legend(title=by, loc="lower left", fontsize="small")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.35 * (high - low), high)  # room for the legend below the curves
+    _label_ends(axes)
     return figure
 
 
@@ -256,16 +260,19 @@ def layers(tried: pd.DataFrame) -> Figure:
         for i, (covariance, rows) in enumerate(of_pooling.groupby("covariance", sort=True)):
             axes.errorbar(
                 rows["layer"], rows["auc"], yerr=rows["standard_error"],
-                color=SERIES[i], marker=MARKERS[i], ls=LINES[i], ms=5, lw=1.2, label=covariance,
-            )  # fmt: skip
+                color=SERIES[i], marker=MARKERS[i], ls=LINES[i], ms=5, lw=1.2,
+            )[0].set_label(covariance)  # fmt: skip
         if pooling == chosen["pooling"]:
-            axes.plot(
-                chosen["layer"], chosen["auc"], "o", ms=16, mfc="none", mec="0.15", label="chosen"
-            )
-            axes.legend(title="covariance", loc="lower right", fontsize="small")
+            at = chosen["layer"], chosen["auc"]
+            axes.plot(*at, "o", ms=16, mfc="none", mec="0.15")
+            axes.annotate(
+                "chosen", at, xytext=(0, 10), textcoords="offset points", ha="center", va="bottom",
+                fontsize="small",
+            )  # fmt: skip
         axes.set(
             xlabel="layer", title=f"pooling: {pooling}", xticks=sorted(tried["layer"].unique())
         )
+    _label_ends(np.atleast_1d(grid)[-1])
     np.atleast_1d(grid)[0].set_ylabel("cross-validated AUC (± one standard error)")
     return figure
 
@@ -278,7 +285,7 @@ def prefixes(table: pd.DataFrame) -> Figure:
     table : pandas.DataFrame
         Columns phrase, tokens and auc, see `boundary.prefix_auc`.
     """
-    figure, axes = plt.subplots(figsize=(6.5, 4.2))
+    figure, axes = plt.subplots(figsize=(7.5, 4.2))
     for i, (name, rows) in enumerate(table.groupby("phrase", sort=False)):
         axes.plot(
             rows["tokens"], rows["auc"], color=SERIES[i], marker=MARKERS[i], ls=LINES[i], label=name
@@ -287,7 +294,7 @@ def prefixes(table: pd.DataFrame) -> Figure:
     axes.set(xscale="log", xlabel="tokens of the response read", ylabel="AUC for the whole text")
     axes.set_xticks(sizes, [str(n) for n in sizes])
     axes.minorticks_off()
-    axes.legend(title="margin of", loc="upper left", fontsize="small")
+    _label_ends(axes)
     return figure
 
 
@@ -458,8 +465,8 @@ def cost(table: pd.DataFrame) -> Figure:
                 spread = [time - 1 / line["ratio_high"], 1 / line["ratio_low"] - time]
                 axes.errorbar(
                     line[name], time, yerr=spread, color=SERIES[i], marker=MARKERS[i],
-                    ls=LINES[i], capsize=3, label=f"SASA, {method}",
-                )  # fmt: skip
+                    ls=LINES[i], capsize=3,
+                )[0].set_label(f"SASA, {method}")  # fmt: skip
             axes.set(title=model, xscale="log", xticks=sorted(set(rows[name])))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_locator(NullLocator())
@@ -468,7 +475,7 @@ def cost(table: pd.DataFrame) -> Figure:
             )
         row_axes[0].set_ylabel("time per token,\nplain sampling = 1")
     grid[0, 0].set_ylim(bottom=0)
-    grid[0, 0].legend(loc="upper left", fontsize="small")
+    _label_ends(grid[0, -1])
     return figure
 
 
@@ -770,3 +777,21 @@ def _points(
         rows["perplexity"], rows[toxicity], color=colour, marker=marker, ls="", label=label,
         ms=11 if marker == "*" else 6,
     )  # fmt: skip
+
+
+def _label_ends(axes: plt.Axes) -> None:
+    """Write the label of every line behind its last point, in its colour, none over another."""
+    axes.figure.draw_without_rendering()  # the places of the points are known only then
+    points_per_pixel = 72 / axes.figure.dpi
+    ends = []
+    for line in axes.lines:
+        if not line.get_label().startswith("_"):
+            data = line.get_xydata()[np.isfinite(line.get_ydata().astype(float))][-1]
+            ends.append((line, data, axes.transData.transform(data) * points_per_pixel))
+    right, lowest = max(at[0] for _, _, at in ends), -np.inf
+    for line, data, (x, y) in sorted(ends, key=lambda end: end[2][1]):
+        lowest = max(y, lowest + LABEL_HEIGHT)
+        axes.annotate(
+            line.get_label(), data, xytext=(right - x + 7, lowest - y), textcoords="offset points",
+            color=line.get_color(), va="center", fontsize="small", annotation_clip=False,
+        )  # fmt: skip

@@ -104,7 +104,7 @@ def page(notebook: Any, name: str, notebooks: list[str]) -> Any:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             heading = (re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) or [heading])[-1]
-            cell.source = linked(cell.source, name, notebooks)
+            cell.source = linked(cell.source, name, notebooks).replace("(../docs/", "(../")
         elif cell.cell_type == "code":
             # A figure's own words are in the picture; a reader who cannot see it learns its place.
             cell.metadata["mystnb"] = {"image": {"alt": f"Figure: {heading}"}}

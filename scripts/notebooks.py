@@ -3,10 +3,11 @@
     python scripts/notebooks.py parameters --profile smoke BETA=0,1 MODEL=gpt2-large
     python scripts/notebooks.py execute 03_boundary --profile smoke
     python scripts/notebooks.py report --profile smoke
+    python scripts/notebooks.py figures --profile smoke
 
 `parameters` settles the parameters of every notebook (its defaults, then the profile's, then those
 of the command line) and refuses unknown ones; `execute` runs one notebook with them; `report`
-prints the results.
+prints the results; `figures` copies every figure of the run to figures/.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import ast
 import copy
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -34,6 +36,11 @@ from traitlets.config import Config
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = PROJECT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
+README_FIGURES = (  # run, figure, its name in figures/
+    ("table", "figures/05_trade_off", "trade_off"),
+    ("bench", "cost", "cost"),
+    ("fronts", "figures/13_fronts", "fronts"),
+)
 NOT_PARAMETERS = ("PROFILE", "PYTHON")  # the Makefile's own variables
 
 
@@ -41,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("parameters", "execute", "report"):
+    for name in ("parameters", "execute", "report", "figures"):
         command = commands.add_parser(name)
         if name == "execute":
             command.add_argument("notebook", choices=names())
@@ -53,8 +60,10 @@ def main(arguments: list[str] | None = None) -> None:
         settle_parameters(options.profile, options.overrides)
     elif options.command == "execute":
         execute(options.notebook, options.profile)
-    else:
+    elif options.command == "report":
         report(options.profile)
+    else:
+        figures(options.profile)
 
 
 def names() -> list[str]:
@@ -174,6 +183,21 @@ def report(profile: str) -> None:
     print(f"Executed notebooks:               {run}/*.ipynb")
     print(f"The same to read in a browser:    {run}/*.html")
     print(f"Figures:                          {run}/figures/")
+
+
+def figures(profile: str) -> None:
+    """Copy the figures of a run to figures/, and those of the README under its names for them."""
+    made = sorted((PROJECT / "runs" / profile / "figures").glob("*.*"))
+    if not made:
+        sys.exit(f"runs/{profile} has no figures: `make run PROFILE={profile}` makes them")
+    folder = PROJECT / "figures"
+    folder.mkdir(exist_ok=True)
+    for path in made:
+        shutil.copy(path, folder)
+    for run, name, shown in README_FIGURES:
+        for path in (PROJECT / "runs" / run).glob(f"{name}.*"):
+            shutil.copy(path, folder / f"{shown}{path.suffix}")
+    print(f"{len(made)} files of runs/{profile} in figures/")
 
 
 def _value(name: str, text: str, default: Any) -> Any:

@@ -2,7 +2,9 @@
 
 import errno
 import hashlib
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,10 +33,30 @@ def packaged(tmp_path, monkeypatch):
     return members, downloads, tmp_path / "cache"
 
 
+def left(cache):
+    """What lies in the cache, but for the lock that keeps processes from each other."""
+    return [path for path in (cache / "assets").iterdir() if path.name != ".made-here.lock"]
+
+
 def test_members_are_joined_and_fetched_once(packaged):
     _, downloads, _ = packaged
     assert (fetch("made-here") / "whole.bin").read_bytes() == b"first second"
     assert fetch("made-here") == fetch("made-here")
+    assert downloads == ["pkg==1.0"]
+
+
+def test_of_two_that_come_at_once_one_makes_it(packaged, monkeypatch):
+    _, downloads, _ = packaged
+    download = assets._pip_download
+
+    def slowly(*arguments):
+        time.sleep(0.5)
+        download(*arguments)
+
+    monkeypatch.setattr(assets, "_pip_download", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        folders = list(pool.map(fetch, ["made-here"] * 3))
+    assert len(set(folders)) == 1 and (folders[0] / "whole.bin").is_file()
     assert downloads == ["pkg==1.0"]
 
 
@@ -43,7 +65,7 @@ def test_wrong_content_is_refused_and_leaves_nothing(packaged):
     members["pkg/b"] = b"sec"
     with pytest.raises(AssetError, match=r"SHA-256 .* truncated or is another version"):
         fetch("made-here")
-    assert list((cache / "assets").iterdir()) == []
+    assert left(cache) == []
     members["pkg/b"] = b"second"
     assert (fetch("made-here") / "whole.bin").is_file()
 
@@ -62,7 +84,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(packaged, monkeypatch):
     monkeypatch.setattr(assets.shutil, "copyfileobj", full)
     with pytest.raises(AssetError, match=r"cannot write .*made-here: No space left on device"):
         fetch("made-here")
-    assert list((packaged[2] / "assets").iterdir()) == []
+    assert left(packaged[2]) == []
 
 
 def test_an_unreachable_registry_is_said(tmp_path, monkeypatch):

@@ -47,8 +47,18 @@ def test_a_source_is_stripped_and_declares_its_parameters_first(name):
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for part in ("The question of this notebook", "What we saw", "Exercises"):
         assert part in prose
+    if name != "00_start":
+        assert "What you need to know" in prose and "Where this breaks" in prose
     assert "SEEN" not in prose
-    assert len(notebook.cells) <= 30
+    assert len(notebook.cells) <= 25
+
+
+@pytest.mark.parametrize("name", notebooks.names())
+def test_texts_are_masked_unless_one_parameter_says_otherwise(name):
+    source = (PROJECT / "notebooks" / f"{name}.ipynb").read_text()
+    shows = re.findall(r"\bmask\(|\(mask\)|masked=masked|if masked else word", source)
+    assert notebooks.defaults(name).get("masked", None) is (True if shows else None)
+    assert "mask_text(" not in source
 
 
 def test_a_parameter_has_one_default_wherever_it_stands():

@@ -1,5 +1,7 @@
 """The figures of notebooks 10 and 13 show what their tables say."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,7 +43,25 @@ def test_prefixes_are_a_curve_a_phrase():
     )
     axes = plots.prefixes(table).axes[0]
     np.testing.assert_array_equal(axes.lines[1].get_ydata(), [0.6, 0.8, 0.9])
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["candidate", "response"]
+    assert axes.get_legend() is None  # every curve bears its name, in its colour
+    assert {text.get_text(): text.get_color() for text in axes.texts} == {
+        line.get_label(): line.get_color() for line in axes.lines
+    }
+
+
+def test_labels_at_the_ends_of_curves_do_not_cover_each_other(tmp_path):
+    names = [f"phrase {i}" for i in range(5)]
+    table = pd.DataFrame(
+        [(name, tokens, 0.8 + 0.001 * tokens) for name in names for tokens in (1, 4, 16)],
+        columns=["phrase", "tokens", "auc"],
+    )
+    figure = plots.prefixes(table)
+    plots.save(figure, tmp_path, "prefixes")  # at another resolution than they were placed at
+    boxes = sorted((text.get_window_extent() for text in figure.axes[0].texts), key=lambda b: b.y0)
+    assert len(boxes) == 5
+    assert all(below.y1 <= above.y0 + 1 for below, above in pairwise(boxes))
+    ends = figure.axes[0].transData.transform((16, 0.816))
+    assert all(box.x0 > ends[0] for box in boxes)
 
 
 def test_fronts_have_a_panel_a_model_and_prompt_set_and_keep_a_methods_colour(tmp_path):
