@@ -141,6 +141,8 @@ def execute(notebook: str, profile: str) -> None:
         sys.exit(f"{notebook} stopped: {error.ename}: {error.evalue} (see {shown})")
     except DeadKernelError:
         sys.exit(f"{notebook} stopped: its kernel died, most likely for want of memory")
+    executed = nbformat.read(partial, as_version=4)
+    nbformat.write(parameters_note(executed, defaults(notebook), parameters), partial)
     settings = Config({"HTMLExporter": {"preprocessors": [CoalesceStreamsPreprocessor]}})
     html, _ = HTMLExporter(config=settings).from_filename(str(partial))
     _write(run / f"{notebook}.html", html)
@@ -152,7 +154,7 @@ def execute(notebook: str, profile: str) -> None:
 def parameters_note(
     notebook: nbformat.NotebookNode, defaults: dict[str, Any], parameters: dict[str, Any]
 ) -> nbformat.NotebookNode:
-    """A copy of a notebook that starts by saying which parameters differ from its defaults.
+    """A copy of a notebook that says, below its title, which parameters differ from its defaults.
 
     Parameters
     ----------
@@ -168,7 +170,7 @@ def parameters_note(
     ]
     said = f"`{', '.join(given)}`" if given else "its default parameters"
     noted = copy.deepcopy(notebook)
-    noted.cells.insert(0, nbformat.v4.new_markdown_cell(f"Executed with: {said}"))
+    noted.cells.insert(1, nbformat.v4.new_markdown_cell(f"Executed with: {said}"))
     return noted
 
 

@@ -133,12 +133,26 @@ def test_conda_and_pip_install_the_same():
     assert {pin.lower() for pin in pins} <= installed
 
 
-def test_an_executed_notebook_says_first_what_it_was_given():
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("beta = 1.0")])
+def test_an_executed_notebook_says_below_its_title_what_it_was_given():
+    cells = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell("beta = 1.0")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
     declared = {"run": "../runs/laptop", "beta": 1.0, "model": "one"}
     given = declared | {"run": "../runs/smoke", "beta": 3.0}
     noted = notebooks.parameters_note(notebook, declared, given)
-    assert noted.cells[0].source == "Executed with: `beta = 3.0`"
-    assert noted.cells[1:] == notebook.cells and len(notebook.cells) == 1
+    assert noted.cells[1].source == "Executed with: `beta = 3.0`"
+    assert [noted.cells[0], noted.cells[2]] == notebook.cells and len(notebook.cells) == 2
     untouched = notebooks.parameters_note(notebook, declared, declared)
-    assert untouched.cells[0].source == "Executed with: its default parameters"
+    assert untouched.cells[1].source == "Executed with: its default parameters"
+
+
+def test_the_figures_of_a_run_are_copied_as_png_and_svg(elsewhere, capsys):
+    with pytest.raises(SystemExit, match="runs/smoke has no figures: `make run PROFILE=smoke`"):
+        notebooks.main(["figures", "--profile", "smoke"])
+    for folder, name in (("smoke/figures", "01_layers"), ("bench", "cost"), ("bench", "other")):
+        (elsewhere / "runs" / folder).mkdir(parents=True, exist_ok=True)
+        for ending in ("png", "svg"):
+            (elsewhere / "runs" / folder / f"{name}.{ending}").write_text(name)
+    notebooks.main(["figures", "--profile", "smoke"])
+    copied = sorted(path.name for path in (elsewhere / "figures").iterdir())
+    assert copied == ["01_layers.png", "01_layers.svg", "cost.png", "cost.svg"]
+    assert "2 files of runs/smoke" in capsys.readouterr().out

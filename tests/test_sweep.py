@@ -196,14 +196,12 @@ def test_the_cells_share_the_cores(swept):
 
 def test_an_executed_copy_has_the_parameters_of_its_cell(swept):
     path = swept.folder / "beta=0.5,model=b" / "02_second.ipynb"
-    (injected,) = [
-        cell
-        for cell in nbformat.read(path, as_version=4).cells
-        if "injected-parameters" in cell.metadata.get("tags", [])
-    ]
+    cells = nbformat.read(path, as_version=4).cells
+    (injected,) = [c for c in cells if "injected-parameters" in c.metadata.get("tags", [])]
     given = {}
     exec(injected.source, given)
     assert given["model"] == "b" and given["beta"] == [0.5] and given["seed"] == 7
+    assert cells[1].source == "Executed with: `model = 'b', beta = [0.5], seed = 7`"
 
 
 @pytest.fixture
