@@ -49,11 +49,13 @@ sweep: $(READY)
 	@$(BIN)/python scripts/sweep.py $(MAKEOVERRIDES)
 
 # Tests and notebooks side by side, each on one thread: both are too small to gain from more.
-test: lint
+test: lint $(VENV)/site-ready
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 unit smoke
 
 smoke:
 	@$(MAKE) --no-print-directory run PROFILE=smoke
+	@$(MAKE) --no-print-directory site PROFILE=smoke
+	@$(BIN)/python scripts/check_site.py runs/smoke/site/html --links
 
 lint: $(READY)
 	$(BIN)/ruff check .
