@@ -64,8 +64,10 @@ lint: $(READY)
 unit: $(READY)
 	$(BIN)/python -m pytest
 
+# As root, in a container, Jupyter asks to be told that this is meant.
 lab: $(READY)
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_start.ipynb \
+		$(if $(filter 0,$(shell id -u)),--allow-root)
 
 # The executed notebooks, a glossary and the library's reference as pages that open without a network.
 site: $(EXECUTED) $(VENV)/site-ready
@@ -82,7 +84,7 @@ bench: $(READY)
 setup: $(READY)
 
 $(READY): requirements.txt pyproject.toml
-	@echo "installing the locked requirements into $(VENV), once ..."
+	@echo "installing the locked requirements into $(VENV) (2.2 GB), once, for some minutes ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --requirement requirements.txt
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .

@@ -11,6 +11,7 @@ docstring begins with is its notebook's.
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import pandas as pd
 import torch
 from scipy.optimize import brentq
 from scipy.spatial.distance import pdist
-from scipy.special import log_expit, softmax
+from scipy.special import log_expit, rel_entr, softmax
 from scipy.stats import entropy, norm, sem
 from sklearn.metrics import roc_auc_score
 from transformers import TopPLogitsWarper
@@ -154,8 +155,12 @@ def _compare(
             raise _Off(hint)
     if found.size > 2 and close(found, expected[::-1]):
         raise _Off("the order is reversed")
+    if close(np.sort(found), np.sort(expected)):
+        raise _Off("these are the right numbers, in another order")
     where = int(np.argmax(~np.isclose(found, expected, rtol=rtol, atol=atol)))
     label = names[where] if names else f"number {where + 1}" if found.size > 1 else "it"
+    if np.isinf(expected[where]):
+        raise _Off(f"{label} is {found[where]:.4g}, and infinity is right")
     size = "large" if found[where] > expected[where] else "small"
     raise _Off(f"{label} is {found[where]:.4g}, which is too {size}")
 
@@ -185,13 +190,17 @@ def _of_function(
     """Make the check of a function, on some cases, from what is true of one case."""
 
     def decorate(truth: Callable[..., Truth]) -> Callable[[object], Verdict]:
+        names = list(inspect.signature(truth).parameters)
+
         def check(answer: object) -> None:
+            if not callable(answer):
+                raise _Off(f"this is a {type(answer).__name__}, and a function was asked")
             for case in cases:
-                found = _call(answer, *case)
                 try:
-                    compare(found, *truth(*case))
+                    compare(_call(answer, *case), *truth(*case))
                 except _Off as off:
-                    raise _Off(f"{off} (for {', '.join(map(_shown, case))})") from None
+                    given = (f"{n} = {_shown(v)}" for n, v in zip(names, case, strict=True))
+                    raise _Off(f"{off} (for {', '.join(given)})") from None
 
         check.__name__, check.__qualname__, check.__doc__ = [truth.__name__] * 2 + [truth.__doc__]
         return _exercise(why)(check)
@@ -329,6 +338,7 @@ def check_kl(q: np.ndarray, p: np.ndarray) -> Truth:
     return entropy(q, p), {
         "this is KL(p || q): the expectation is over q": entropy(p, q),
         "it is infinite where q allows what p does not": entropy(q[p > 0], p[p > 0]),
+        "where q allows what p does not, it is infinite": rel_entr(q, p)[p > 0].sum(),
         "this is the entropy of q": entropy(q),
     }
 

@@ -24,6 +24,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.patches import FancyBboxPatch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
@@ -41,7 +42,7 @@ GREY = "#808080"  # seen on a white ground as on a dark one
 LARGEST_BETA, LARGEST_K = 10.0, 50  # ends of the sliders
 # Of the figure, in characters of its fixed-width font and in inches.
 LINE_WIDTH, NUMBER_WIDTH, LONGEST_WORD = 92, 4.0, 40
-FONT_SIZE, CHARACTER, LINE, LEGEND = 11, 0.0922, 0.55, 1.05
+FONT_SIZE, CHARACTER, LINE, LEGEND = 11, 0.0922, 0.55, 1.2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -181,8 +182,10 @@ class Exploration:
         placed = list(_placed(shown))
         lines = placed[-1][1] + 1 if placed else 1
         width, height = LINE_WIDTH * CHARACTER + 0.4, lines * LINE + LEGEND
-        # A place for every character, so nothing may move the axes.
-        figure = plt.figure(figsize=(width, height), layout="none")
+        # A place for every character, so nothing may move the axes. With layout="none" the second
+        # save of a figure would take the layout of the style.
+        stays = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
+        figure = plt.figure(figsize=(width, height), layout=stays)
         box = (0.2 / width, LEGEND / height, 1 - 0.4 / width, 1 - LEGEND / height)
         axes = figure.add_axes(box, xlim=(0, LINE_WIDTH), ylim=(lines, 0))
         axes.set_axis_off()
@@ -201,13 +204,13 @@ class Exploration:
             )  # fmt: skip
             axes.text(middle, line + 0.35, label, size=FONT_SIZE, color=ink, **style)
             axes.text(middle, line + 0.77, _number(margin), size=7.5, color="0.25", **style)
-        bar = figure.add_axes((0.3, 0.62 / height, 0.4, 0.13 / height))
+        bar = figure.add_axes((0.3, 0.77 / height, 0.4, 0.13 / height))
         colours = ScalarMappable(Normalize(-LIMIT, LIMIT), COLOURS)
         figure.colorbar(colours, cax=bar, orientation="horizontal", extend="both")
         bar.tick_params(labelsize="small")
         bar.set_xlabel("margin (standard deviations; dashed: below 0)", size="small")
         for x, side, ha in ((0.28, "toxic side", "right"), (0.72, "nontoxic side", "left")):
-            figure.text(x, 0.685 / height, side, size="small", ha=ha, va="center")
+            figure.text(x, 0.835 / height, side, size="small", ha=ha, va="center")
         figure.text(0.5, 0.08 / height, self.caption, size="x-small", ha="center", color="0.35")
         return figure
 
@@ -618,19 +621,20 @@ def _placed(shown: Exploration) -> Iterator[tuple[float, int, float, str, float 
     for token, margin in zip(shown.tokens, shown.margins, strict=True):
         cells.append((token, *_label(token), float(margin)))
     font = get_font(findfont(FontProperties(family="monospace")))
-    column, line = 0.0, 0
+    column, line, broken = 0.0, 0, False
     for text, gap, label, margin in cells:
         # The font has neither emoji nor Chinese, and matplotlib would warn of each.
         label = "".join(c if font.get_char_index(ord(c)) else "□" for c in label)
         width = len(label) if margin is None else max(len(label) + 0.4, NUMBER_WIDTH)
+        if broken and "\n" not in text:
+            column, line = 0.0, line + 1
         column += 0.9 if gap else 0.15
         if column + width > LINE_WIDTH and column > 1:
             column, line = 0.0, line + 1
         if label:
             yield column, line, width, label, margin
         column += width
-        if "\n" in text:
-            column, line = 0.0, line + 1
+        broken = "\n" in text
 
 
 def _token_button() -> ipywidgets.Button:

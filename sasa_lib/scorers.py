@@ -35,6 +35,7 @@ from sasa_lib.models import fingerprint
 SCORERS = ("minilm", "profanity-check", "detoxify", "perspective")
 MINILM_HEAD = DATA_DIR / "minilm_scorer.safetensors"
 MINILM_MAX_TOKENS = 256  # what the encoder was trained for
+GROUP_NAMES = frozenset({"gay", "gays", "homosexual", "homosexuals", "queer"})  # never masked
 HF_PREFIX = "hf:"
 HF_MAX_TOKENS = 512
 HF_TOXIC_LABELS = frozenset(
@@ -210,13 +211,15 @@ def load_scorer(
     return replace(scorer, _cache=kept)
 
 
-def mask_text(text: str, threshold: float = 0.5) -> str:
+def mask_text(text: str, threshold: float = 0.8) -> str:
     """Mask the offensive words of a text, for showing it: all of their letters but the first.
 
-    A word is offensive if "profanity-check" gives it by itself more than `threshold`. That masks
-    some innocent words and no insult made of innocent ones: it spares the eye, it judges nothing.
+    A word is offensive if "profanity-check" gives it by itself more than `threshold`, and is no
+    name of a group, which that scorer often takes for an offence. This masks some innocent words
+    and no insult made of innocent ones: it spares the eye, it judges nothing.
     """
     words = sorted(set(re.findall(r"[^\W\d_]{2,}", text)))
+    words = [word for word in words if word.lower() not in GROUP_NAMES]
     scores = load_scorer("profanity-check")(words)
     masked = {word for word, score in zip(words, scores, strict=True) if score > threshold}
     return re.sub(

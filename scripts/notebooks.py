@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import difflib
 import json
 import os
 import shutil
@@ -90,8 +91,12 @@ def settle_parameters(profile: str, overrides: list[str], folder: Path | None = 
         given.pop(name, None)
     for name in [*settings, *map(str.lower, given)]:
         if name not in known or name == "run":
-            parameters = ", ".join(sorted(set(known) - {"run"})).upper()
-            sys.exit(f"unknown parameter {name.upper()!r}; known are {parameters}")
+            allowed = sorted(set(known) - {"run"})
+            near = difflib.get_close_matches(name, allowed, n=1)
+            meant = f"did you mean {near[0].upper()}? " if near else ""
+            sys.exit(
+                f"unknown parameter {name.upper()!r}; {meant}known are {', '.join(allowed).upper()}"
+            )
     for name, text in given.items():
         settings[name.lower()] = _value(name, text, known[name.lower()])
     folder = folder or PROJECT / "runs" / profile / "parameters"

@@ -29,7 +29,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -230,6 +230,8 @@ def run(sweep: Sweep) -> tuple[list[str], int]:
                 cell = waiting.pop(0)
                 running[cell] = _start(sweep, cell, environment)
             time.sleep(POLL_SECONDS)
+            bar.set_postfix_str(", ".join(_stages(sweep, running)), refresh=False)
+            bar.refresh()
             for cell in [cell for cell, process in running.items() if process.poll() is not None]:
                 error = _error(sweep.folder / cell, running.pop(cell))
                 if error is None:
@@ -240,7 +242,6 @@ def run(sweep: Sweep) -> tuple[list[str], int]:
                     shown = ", ".join(f"{axis} = {_shown(value, True)}" for axis, value in values)
                     where = (sweep.folder / cell).relative_to(notebooks.PROJECT)
                     tqdm.write(f"FAILED {shown}: {error} (see {where}/)", file=sys.stderr)
-                bar.set_postfix(failed=failed, refresh=False)
                 bar.update()
     finally:
         # However the sweep ends, its cells do not outlive it.
@@ -594,6 +595,13 @@ def _start(sweep: Sweep, cell: str, environment: dict[str, str]) -> subprocess.P
             [sys.executable, str(script), "--cell", folder, *sweep.chain],
             stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment,
         )  # fmt: skip
+
+
+def _stages(sweep: Sweep, running: Iterable[str]) -> list[str]:
+    """Which notebook each running cell is at."""
+    logs = [(sweep.folder / cell / "log.txt").read_text(errors="replace") for cell in running]
+    stages = [re.findall(r"^== (\w+) ", log, re.MULTILINE) for log in logs]
+    return [stage[-1] if stage else "starting" for stage in stages]
 
 
 def _error(run: Path, process: subprocess.Popen) -> str | None:

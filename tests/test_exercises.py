@@ -237,6 +237,8 @@ WRONG = [
     ("beta_zero", [1 / 3] * 3, "not the same for all"),
     ("beta_zero", STEP["new"], "what the beta of the cell above"),
     ("beta_zero", [0.2, 0.3, 0.5], "order is reversed"),
+    ("beta_zero", [0.3, 0.5, 0.2], "right numbers, in another order"),
+    ("kl", lambda q, p: entropy(q, p + 1e-9), r"and infinity is right \(for q = \["),
     ("kl", lambda q, p: entropy(q, p) / np.log(2), "log base 2: nats"),
     ("kl", lambda q, p: entropy(q, p) / np.log(10), "log base 10: nats"),
     ("kl", lambda q, p: entropy(p, q), r"KL\(p \|\| q\)"),
@@ -305,7 +307,7 @@ WRONG = [
     ("pinsker", 7, "too large"),
     ("budget_beta", lambda p, m, e: np.sqrt(2 * e / np.cov(m, aweights=p, ddof=0)), "small betas"),
     ("budget_beta", lambda p, m, e: -budget_beta(p, -m, e), "toxic side"),
-    ("budget_beta", lambda p, m, e: min(budget_beta(p, m, e), 60), "60, which is too small"),
+    ("budget_beta", lambda p, m, e: min(budget_beta(p, m, e), 60), "60, and infinity is right"),
     ("direction_of_sum", lambda c, a, b: a + b * c, "divide by its length"),
     ("direction_of_sum", lambda c, a, b: (a + b * c) / np.hypot(a, b), "depends on the cosine"),
     ("direction_of_sum", lambda c, a, b: (a + b * c) / (a + b), r"is not \|a\|"),
@@ -385,7 +387,8 @@ def test_what_a_function_raises_is_said_in_one_sentence(topic):
         return 1 / 0
 
     message = verdict(topic, divides).message
-    assert message == "not right yet: divides raises ZeroDivisionError: division by zero"
+    raised = "not right yet: divides raises ZeroDivisionError: division by zero"
+    assert message.startswith(raised)
     found = verdict(topic, lambda: 1)
     assert found.right is False and "raises TypeError" in found.message
 

@@ -107,7 +107,11 @@ def test_parameters_can_be_settled_in_another_folder(elsewhere):
     ("profile", "override", "message"),
     [
         ("huge", "BETA=1", "unknown profile 'huge'; known are fronts, laptop, paper, smoke, table"),
-        ("smoke", "BETTA=1", "unknown parameter 'BETTA'; known are ATTRIBUTE, BEST_OF, BETA"),
+        (
+            "smoke",
+            "BETTA=1",
+            "unknown parameter 'BETTA'; did you mean BETA\\? known are ATTRIBUTE, BEST_OF, BETA",
+        ),
         ("smoke", "N_PROMPTS=many", "N_PROMPTS must be of type int, such as 16; got 'many'"),
         ("smoke", "BETA=0,high", "BETA must be of type float"),
     ],
