@@ -2,6 +2,8 @@
 # A notebook runs again only if it, the library, its parameters or a notebook before it changed.
 
 PROFILE ?= laptop
+# ENGINE=ray generates, scores and embeds on Ray: this machine, or the cluster of RAY_ADDRESS.
+export SASA_ENGINE = $(ENGINE)
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin

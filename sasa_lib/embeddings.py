@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sasa_lib import cluster
 from sasa_lib.assets import atomic_file, provenance
 from sasa_lib.models import blocks, fingerprint, text_config
 
@@ -31,6 +32,8 @@ def extract(
     pooling: str = "last",
     batch_tokens: int = 4096,
     folder: str | Path | None = None,
+    engine: str | None = None,
+    actors: int | None = None,
     progress: bool = True,
 ) -> np.ndarray:
     """Embed every text of a corpus at the chosen layers, in one forward pass per text.
@@ -57,6 +60,9 @@ def extract(
         Keep the embeddings here, every few hundred texts as they come: the next extraction of
         the same texts by the same model, with either pooling, reads them, and one that was
         interrupted goes on.
+    engine, actors : optional
+        As `sasa_lib.cluster.pool` takes them. Ray needs a `folder`, on a disk that all machines
+        share; without one the engine is always this process, unless Ray is asked for by name.
     progress : bool
         Show a progress bar.
 
@@ -68,21 +74,40 @@ def extract(
     ------
     ValueError
         Unknown pooling or layer, no texts, a text without tokens or longer than the model's
-        context, or hidden states that are not finite.
+        context, hidden states that are not finite, or Ray without a folder.
+    ImportError
+        The engine is Ray, and Ray is not installed.
     """
+    if folder is None and engine == "ray":
+        raise ValueError("engine='ray' needs folder=..., on a disk that all machines share")
     if pooling not in POOLINGS:
         raise ValueError(f"unknown pooling {pooling!r}; known are {', '.join(POOLINGS)}")
     layers = [check_layer(model, layer) for layer in layers]
     texts = tokenised(model, tokenizer, corpus)
     chosen = POOLINGS.index(pooling)
+    pool = None if folder is None else cluster.pool(engine, actors)
     with tqdm(total=len(texts), desc="embedding", unit="text", disable=not progress) as bar:
         if folder is None:
             return _embed(model, texts, layers, batch_tokens, bar)[:, :, chosen]
         identity = f"{fingerprint(model)} {provenance(sys.modules[__name__])}"
-        parts = [
-            _cached(Path(folder), identity, model, texts[i : i + PART], layers, batch_tokens, bar)
-            for i in range(0, len(texts), PART)
+        folder = Path(folder).absolute()
+        parts = [texts[i : i + PART] for i in range(0, len(texts), PART)]
+        files = [_files(folder, identity, part, layers) for part in parts]
+        missing = [
+            part
+            for part, of_layers in zip(parts, files, strict=True)
+            if not all(file.exists() for file in of_layers.values())
         ]
+        bar.update(len(texts) - sum(map(len, missing)))
+        if pool:
+            copy = cluster.ModelCopy.of(model, tokenizer, pool.device)
+            make = partial(_keeper, copy, folder, identity, layers, batch_tokens)
+            for number in pool.each(make, missing):
+                bar.update(number)
+        else:
+            for part in missing:
+                _keep(folder, identity, model, part, layers, batch_tokens, bar)
+    parts = [np.stack([np.load(file) for file in of.values()], axis=1) for of in files]
     return np.concatenate(parts)[:, :, chosen]
 
 
@@ -218,7 +243,15 @@ def tokenised(
     return texts
 
 
-def _cached(
+def _files(
+    folder: Path, identity: str, texts: list[Text], layers: Sequence[int]
+) -> dict[int, Path]:
+    """Return the file in which the embeddings of each layer are kept."""
+    key = hashlib.sha256(f"{identity} {texts}".encode()).hexdigest()[:16]
+    return {layer: folder / f"{key}-layer{layer}.npy" for layer in layers}
+
+
+def _keep(
     folder: Path,
     identity: str,
     model: PreTrainedModel,
@@ -226,19 +259,34 @@ def _cached(
     layers: Sequence[int],
     batch_tokens: int,
     bar: tqdm,
-) -> np.ndarray:
-    """Read each layer's embeddings from its file; compute and write those that have none."""
-    key = hashlib.sha256(f"{identity} {texts}".encode()).hexdigest()[:16]
-    files = {layer: folder / f"{key}-layer{layer}.npy" for layer in layers}
+) -> None:
+    """Compute and write the layers that have no file yet."""
+    files = _files(folder, identity, texts, layers)
     missing = [layer for layer, file in files.items() if not file.exists()]
-    if missing:
-        computed = _embed(model, texts, missing, batch_tokens, bar)
-        for i, layer in enumerate(missing):
-            with atomic_file(files[layer]) as temporary, open(temporary, "wb") as out:
-                np.save(out, computed[:, i])
-    else:
-        bar.update(len(texts))
-    return np.stack([np.load(files[layer]) for layer in layers], axis=1)
+    if not missing:  # an actor wrote them and died before it could say so
+        return
+    computed = _embed(model, texts, missing, batch_tokens, bar)
+    for i, layer in enumerate(missing):
+        with atomic_file(files[layer]) as temporary, open(temporary, "wb") as out:
+            np.save(out, computed[:, i])
+
+
+def _keeper(
+    copy: cluster.ModelCopy,
+    folder: Path,
+    identity: str,
+    layers: Sequence[int],
+    batch_tokens: int,
+) -> Callable[[list[Text]], int]:
+    """Load the model in an actor; return what keeps the embeddings of some texts."""
+    model, _ = copy.load()
+
+    def keep(texts: list[Text]) -> int:
+        with tqdm(disable=True) as silent:
+            _keep(folder, identity, model, texts, layers, batch_tokens, silent)
+        return len(texts)
+
+    return keep
 
 
 def _embed(

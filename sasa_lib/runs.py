@@ -10,10 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from uuid import uuid4
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -26,13 +29,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sasa_lib import decoding, phrases
+from sasa_lib import cluster, decoding, phrases
 from sasa_lib.assets import AssetError, atomic_file, provenance
 from sasa_lib.models import fingerprint, text_config
 from sasa_lib.scorers import Scorer
 
 SHARD_PROMPTS = 64  # at most in a file, so that a large run is not ten thousand files
 SHARD_SECONDS = 60.0  # at most lost by a kill, plus one batch
+SHARDS_OF_ACTOR = 8  # at least, if there is as much to do: so none ends long after the others
 SCORED_AT_ONCE = 4096  # texts between two writes of a score file
 SHARD_SCHEMA = pa.schema(
     {
@@ -96,8 +100,11 @@ def generate(
     method: str,
     custom_generate: Callable | None = None,
     batch_sequences: int = 100,
+    engine: str | None = None,
+    actors: int | None = None,
+    table: bool = True,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> pd.DataFrame | Path:
     """Generate continuations of every prompt, resuming whatever is already there.
 
     The longest prompts come first, some in a batch. Whole batches are written together as a
@@ -122,6 +129,14 @@ def generate(
         belongs to the run's parameters, and so do the source code and the libraries' versions.
     batch_sequences : int
         Sequences in a batch, at most, but at least the generations of one prompt.
+    engine : {"local", "ray"}, optional
+        As `sasa_lib.cluster.pool` takes it. Ray's actors load the model by its name, and write
+        into the folder, which all machines must see. A run may begin on one engine and end on
+        another.
+    actors : int, optional
+        Ray's, as `sasa_lib.cluster.pool` takes it.
+    table : bool
+        False: return the run's folder, whose rows then need not fit into memory.
     progress : bool
 
     Returns
@@ -129,15 +144,17 @@ def generate(
     pandas.DataFrame
         One row a generation: `prompt_id`, `prompt`, `generation`, `text` (without the prompt),
         `n_tokens` (up to and with the end token) and `seconds` (its share of its batch's time).
-        `attrs["run"]` names the run's folder.
+        `attrs["run"]` names the run's folder. With `table=False` that folder, a Path, instead.
 
     Raises
     ------
     ValueError
-        No prompts, a prompt that leaves no room in the model's context, or a parameter out of
-        its range.
+        No prompts, a prompt that leaves no room in the model's context, a parameter out of its
+        range, or a model or method that Ray's actors cannot have.
     RuntimeError
         Another process is at work on the same run.
+    ImportError
+        The engine is Ray, and Ray is not installed.
 
     Notes
     -----
@@ -154,6 +171,7 @@ def generate(
         )
     _check_count("batch_sequences", batch_sequences, 1)
     found = check_prompts(model, tokenizer, prompts, sampling.max_new_tokens)
+    pool = cluster.pool(engine, actors)
     tokens = dict(zip(prompts, found, strict=True))
     if custom_generate is None and sampling.top_k:
         custom_generate = decoding.PlainSampling(sampling.seed)
@@ -164,7 +182,7 @@ def generate(
         "method": method,
         "parameters": described,
         "sampling": asdict(sampling),
-        "device": str(model.device),
+        "device": pool.device if pool else str(model.device),
         "code": provenance(*_modules(custom_generate)),
     }
     text = json.dumps(manifest, indent=1, sort_keys=True)
@@ -174,30 +192,39 @@ def generate(
     with _alone(run):
         with atomic_file(run / "manifest.json") as temporary:
             temporary.write_text(text)
-        done = set(_rows(run, columns=["prompt"])["prompt"])
+        done = _done(run)
         # Like lengths pad little, and what needs the most memory fails at once, if it does.
         pending = sorted((p for p in tokens if p not in done), key=lambda p: -len(tokens[p]))
-        with (
-            tqdm(
-                total=len(tokens),
-                initial=len(tokens) - len(pending),
-                desc=f"{method} {described.get('beta', '')}".strip(),
-                unit="prompt",
-                disable=not progress,
-            ) as bar,
-            _shards(run) as write,
-        ):
-            for start in range(0, len(pending), size):
-                batch = {prompt: tokens[prompt] for prompt in pending[start : start + size]}
-                write(_continuations(model, tokenizer, batch, sampling, custom_generate))
-                bar.update(len(batch))
+        batches = [
+            {prompt: tokens[prompt] for prompt in pending[start : start + size]}
+            for start in range(0, len(pending), size)
+        ]
+        with tqdm(
+            total=len(tokens),
+            initial=len(tokens) - len(pending),
+            desc=f"{method} {described.get('beta', '')}".strip(),
+            unit="prompt",
+            disable=not progress,
+        ) as bar:
+            if pool:
+                copy = cluster.ModelCopy.of(model, tokenizer, pool.device)
+                make = partial(_shard_maker, copy, sampling, custom_generate, run.absolute())
+                for shard in pool.each(make, _grouped(batches, size, pool.size)):
+                    bar.update(_committed(*shard))
+            else:
+                with _shards(run) as write:
+                    for batch in batches:
+                        write(_continuations(model, tokenizer, batch, sampling, custom_generate))
+                        bar.update(len(batch))
+        if not table:
+            return run
         rows = _rows(run, filter=ds.field("prompt").isin(list(tokens)))
     order = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": list(prompts)})
-    table = order.merge(rows, on="prompt").sort_values(
+    rows = order.merge(rows, on="prompt").sort_values(
         ["prompt_id", "generation"], ignore_index=True
     )
-    table.attrs["run"] = str(run)
-    return table
+    rows.attrs["run"] = str(run)
+    return rows
 
 
 def read(run: str | Path) -> pd.DataFrame:
@@ -230,7 +257,14 @@ def read(run: str | Path) -> pd.DataFrame:
     return rows
 
 
-def score(run: str | Path | pd.DataFrame, scorer: Scorer, *, progress: bool = True) -> pd.DataFrame:
+def score(
+    run: str | Path | pd.DataFrame,
+    scorer: Scorer,
+    *,
+    engine: str | None = None,
+    actors: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
     """Score a run's generations; every text once, whenever that was.
 
     The scores lie in `scores-<scorer>.parquet` beside the shards, by text and by the scorer's
@@ -242,6 +276,9 @@ def score(run: str | Path | pd.DataFrame, scorer: Scorer, *, progress: bool = Tr
         The run's own folder, or what `generate` or `read` returned.
     scorer : Scorer
         Only `text`, not the prompt, is scored.
+    engine, actors : optional
+        As `sasa_lib.cluster.pool` takes them. A scorer that asks a service gets one actor, so
+        that its quota is kept, whatever `actors` says.
     progress : bool
 
     Returns
@@ -252,9 +289,12 @@ def score(run: str | Path | pd.DataFrame, scorer: Scorer, *, progress: bool = Tr
     Raises
     ------
     ValueError
-        No generations, a table that no run gave, or a damaged file.
+        No generations, a table that no run gave, a damaged file, or a scorer that Ray's actors
+        cannot have.
     RuntimeError
         Another process is at work on the same run.
+    ImportError
+        The engine is Ray, and Ray is not installed.
     """
     table = run.copy() if isinstance(run, pd.DataFrame) else read(run)
     if "run" not in table.attrs:
@@ -262,6 +302,7 @@ def score(run: str | Path | pd.DataFrame, scorer: Scorer, *, progress: bool = Tr
             "this table does not name its run in attrs['run']: give the run's folder, or the "
             "table as runs.generate or runs.read returned it"
         )
+    pool = cluster.pool(engine, actors)
     folder = Path(table.attrs["run"])
     file = folder / ("scores-" + re.sub(r"[^\w.-]", "-", scorer.name) + ".parquet")
     known = _scores(file, scorer)
@@ -271,9 +312,8 @@ def score(run: str | Path | pd.DataFrame, scorer: Scorer, *, progress: bool = Tr
             _alone(folder),
             tqdm(total=len(missing), desc=scorer.name, unit="text", disable=not progress) as bar,
         ):
-            for start in range(0, len(missing), SCORED_AT_ONCE):
-                texts = missing[start : start + SCORED_AT_ONCE]
-                known |= dict(zip(texts, scorer(texts), strict=True))
+            for texts, scores in _scored(missing, scorer, pool):
+                known |= dict(zip(texts, scores, strict=True))
                 frame = pd.DataFrame({"text": known.keys(), "score": known.values()})
                 frame = frame.assign(scorer=scorer.name, version=scorer.version)
                 with atomic_file(file) as temporary:
@@ -359,6 +399,50 @@ def _continuations(
     )
 
 
+def _shard_maker(
+    copy: cluster.ModelCopy, sampling: Sampling, custom_generate: Callable | None, run: Path
+) -> Callable[[list[dict[str, list[int]]]], tuple[Path, Path, int]]:
+    """Load the model in an actor; return what makes a shard of batches, all but its name."""
+    model, tokenizer = copy.load()
+
+    def make(batches: list[dict[str, list[int]]]) -> tuple[Path, Path, int]:
+        rows = pd.concat(
+            [_continuations(model, tokenizer, b, sampling, custom_generate) for b in batches],
+            ignore_index=True,
+        )
+        shard = _shard_file(run, rows)
+        # A name of its own, for what another actor, given up for dead, may still be writing.
+        temporary = shard.with_name(f".{shard.name}.{uuid4().hex}.tmp")
+        rows.to_parquet(temporary, index=False, schema=SHARD_SCHEMA)
+        return temporary, shard, sum(map(len, batches))
+
+    return make
+
+
+def _committed(temporary: Path, shard: Path, prompts: int) -> int:
+    """Name a shard that an actor wrote, and return how many prompts it holds.
+
+    Only the process that has the run to itself does so: an actor that outlives its driver can
+    not bring prompts into the run that the next driver's actors make as well.
+    """
+    try:
+        temporary.replace(shard)
+    except FileNotFoundError as error:
+        raise AssetError(
+            f"what an actor wrote into {shard.parent} is not to be seen here: give a folder on a "
+            "disk that all machines of the cluster share"
+        ) from error
+    return prompts
+
+
+def _grouped(
+    batches: list[dict[str, list[int]]], size: int, actors: int
+) -> list[list[dict[str, list[int]]]]:
+    """Batches of `size` prompts each, together as the shards that actors make."""
+    number = max(1, min(SHARD_PROMPTS // size, len(batches) // (SHARDS_OF_ACTOR * actors)))
+    return [batches[start : start + number] for start in range(0, len(batches), number)]
+
+
 def _is_keyed(custom_generate: Callable | None, sampling: Sampling) -> bool:
     """Whether a method draws with noise of its own, whatever else is in the batch."""
     inner = getattr(custom_generate, "then", None) or custom_generate
@@ -377,7 +461,7 @@ def _seed(seed: int, prompt: str | None) -> None:
 
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
-    """Keep other processes off a run, and remove what killed ones were writing."""
+    """Keep other processes off a run. The lock of a killed process is nobody's."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         held = FileLock(run / ".lock").acquire(timeout=0)
@@ -388,9 +472,17 @@ def _alone(run: Path) -> Iterator[None]:
     except OSError as error:
         raise AssetError(f"cannot write {run}: {error.strerror or error}") from error
     with held:
-        for left in run.glob(".*.tmp"):
-            left.unlink()
-        yield
+        _sweep(run)
+        try:
+            yield
+        finally:
+            _sweep(run)
+
+
+def _sweep(run: Path) -> None:
+    """Remove what killed processes were writing."""
+    for left in run.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -402,9 +494,7 @@ def _shards(run: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
     def write() -> None:
         nonlocal since
         rows = pd.concat(batches, ignore_index=True)
-        prompts = json.dumps(rows["prompt"].unique().tolist())
-        name = f"shard-{hashlib.sha256(prompts.encode()).hexdigest()[:16]}.parquet"
-        with atomic_file(run / name) as temporary:
+        with atomic_file(_shard_file(run, rows)) as temporary:
             rows.to_parquet(temporary, index=False, schema=SHARD_SCHEMA)
         batches.clear()
         since = time.monotonic()
@@ -422,6 +512,20 @@ def _shards(run: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
             write()
 
 
+def _shard_file(run: Path, rows: pd.DataFrame) -> Path:
+    """Return the file of a shard, whose name depends on its prompts alone."""
+    prompts = json.dumps(rows["prompt"].unique().tolist())
+    return run / f"shard-{hashlib.sha256(prompts.encode()).hexdigest()[:16]}.parquet"
+
+
+def _done(run: Path) -> set[str]:
+    """Prompts that are continued already, read file by file: there may be many generations."""
+    files = run.glob("shard-*.parquet")
+    return {
+        prompt for f in files for prompt in _table([f], SHARD_SCHEMA, columns=["prompt"])["prompt"]
+    }
+
+
 def _rows(run: Path, **options: object) -> pd.DataFrame:
     """Rows of all shards, or those and the columns that `Dataset.to_table` is told to read."""
     return _table(sorted(run.glob("shard-*.parquet")), SHARD_SCHEMA, **options)
@@ -432,6 +536,34 @@ def _scores(file: Path, scorer: Scorer) -> dict[str, float]:
     own = (ds.field("scorer") == scorer.name) & (ds.field("version") == scorer.version)
     found = _table([file] if file.exists() else [], SCORES_SCHEMA, filter=own)
     return dict(zip(found["text"], found["score"], strict=True))
+
+
+def _scored(
+    texts: list[str], scorer: Scorer, pool: cluster.Pool | None
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield some texts at a time with their scores."""
+    if pool and scorer.asks_service:
+        pool = replace(pool, size=1)
+    number = SCORED_AT_ONCE
+    if pool:
+        number = min(number, max(1, len(texts) // (SHARDS_OF_ACTOR * pool.size)))
+    parts = [texts[start : start + number] for start in range(0, len(texts), number)]
+    if pool:
+        yield from pool.each(partial(_scorer_maker, scorer, scorer.version), parts)
+    else:
+        yield from ((part, scorer(part)) for part in parts)
+
+
+def _scorer_maker(
+    scorer: Scorer, version: str
+) -> Callable[[list[str]], tuple[list[str], np.ndarray]]:
+    """Check an actor's scorer, which it loaded itself, against the version of the driver's."""
+    if scorer.version != version:
+        raise ValueError(
+            f"an actor's {scorer.name!r} is of version {scorer.version}, the one given of "
+            f"{version}: install the same packages and models on all machines"
+        )
+    return lambda texts: (texts, scorer(texts))
 
 
 def _table(files: list[Path], schema: pa.Schema, **options: object) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,6 +72,12 @@ class Scorer:
         What `load_scorer` was asked for.
     version : str
         Changes whenever the scores can; results are comparable only within one version.
+    asks_service : bool
+        Whether its speed is a service's quota, so that a second of its kind would not help.
+
+    Notes
+    -----
+    Pickled is how `load_scorer` was called, not the weights: another process loads its own.
     """
 
     name: str
@@ -78,6 +85,11 @@ class Scorer:
     _score: Callable[[list[str]], np.ndarray] = field(repr=False)
     _cache: _Cache | None = field(default=None, repr=False)
     _commit_every: int = field(default=COMMIT_EVERY, repr=False)
+    asks_service: bool = False
+    _load: Callable[[], Scorer] | None = field(default=None, repr=False)
+
+    def __reduce_ex__(self, protocol: int) -> str | tuple:
+        return (self._load, ()) if self._load else super().__reduce_ex__(protocol)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Score every text by itself, wherever it stands in the list.
@@ -196,6 +208,15 @@ def load_scorer(
         raise ValueError(f"label={label!r} says nothing to {name!r}; it is for hf:<model> only")
     # An unusable folder should be known before a model is loaded.
     kept = None if cache is None else _Cache(cache)
+    load = partial(
+        load_scorer,
+        name,
+        device=device,
+        batch_size=batch_size,
+        label=label,
+        queries_per_second=queries_per_second,
+        cache=None if cache is None else Path(cache).absolute(),
+    )
     if name == "profanity-check":
         scorer = _profanity_check()
     elif name == "detoxify":
@@ -208,7 +229,7 @@ def load_scorer(
     else:
         model = name.removeprefix(HF_PREFIX)
         scorer = hf_scorer(model, label=label, device=device, batch_size=batch_size)
-    return replace(scorer, _cache=kept)
+    return replace(scorer, _cache=kept, _load=load)
 
 
 def mask_text(text: str, threshold: float = 0.8) -> str:
@@ -538,7 +559,7 @@ def perspective_scorer(
     def score(texts: list[str]) -> np.ndarray:
         return np.array([ask(text) for text in texts])
 
-    return Scorer("perspective", "v1alpha1", score, _commit_every=1)
+    return Scorer("perspective", "v1alpha1", score, _commit_every=1, asks_service=True)
 
 
 class _Cache:

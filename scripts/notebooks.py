@@ -42,7 +42,7 @@ README_FIGURES = (  # run, figure, its name in figures/
     ("bench", "cost", "cost"),
     ("fronts", "figures/13_fronts", "fronts"),
 )
-NOT_PARAMETERS = ("PROFILE", "PYTHON")  # the Makefile's own variables
+NOT_PARAMETERS = ("ENGINE", "PROFILE", "PYTHON")  # the Makefile's own variables
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,244 @@
+"""Which engine does the work: this process, or Ray's actors on this machine or a cluster.
+
+Ray does what is hard: which actor gets what, how much is under way at once, and starting again
+what died. Nothing here imports it before somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa_lib.models import fingerprint, load_lm
+
+ENGINES = ("local", "ray")
+ENGINE = "SASA_ENGINE"  # the environment variable that names one where a call does not
+TASK_RETRIES = 16  # of work whose actor died: enough for a spot fleet, and an end to what kills it
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Actors that Ray keeps, each on one GPU where the cluster has any, else on one CPU.
+
+    Attributes
+    ----------
+    size : int
+        Number of actors.
+    device : str
+        The torch device of every actor, as it sees it.
+    """
+
+    size: int
+    device: str
+
+    def each(self, make: Callable[[], Callable[[Any], Any]], items: Sequence[Any]) -> Iterator[Any]:
+        """Do every item in some actor, and yield what came of it, in whatever order.
+
+        Parameters
+        ----------
+        make : callable
+            Called once in every actor; returns what does an item. It may be done twice, where an
+            actor died, so it must not matter if it is.
+        items : sequence
+            Anything that can be pickled, and so must be what comes of it.
+
+        Raises
+        ------
+        ValueError
+            `make` cannot be pickled.
+        Exception
+            Whatever `make` or its function raised, with the actor's traceback as a note.
+        """
+        import ray
+        import ray.data
+
+        if not items:
+            return
+        try:
+            made = ray.put(ray.cloudpickle.dumps(make))
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            raise ValueError(
+                f"engine='ray' cannot send this method to other processes ({error}): use "
+                "engine='local', or keep what cannot be pickled out of it"
+            ) from error
+        rows = [{"item": ray.cloudpickle.dumps(item)} for item in items]
+        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _Actor,
+            fn_constructor_args=(made,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                size=min(self.size, len(rows)), max_tasks_in_flight_per_actor=2
+            ),
+            num_cpus=1,
+            num_gpus=0 if self.device == "cpu" else 1,
+            max_restarts=-1,
+            max_task_retries=TASK_RETRIES,
+        )
+        # Closed, Ray stops at once: after an error, nobody wants the rest.
+        with closing(iter(done.iter_rows())) as outcomes:
+            for row in outcomes:
+                result, error = pickle.loads(row["outcome"])
+                if error is not None:
+                    raise error
+                yield result
+
+
+@dataclass(frozen=True)
+class ModelCopy:
+    """What an actor needs to have the driver's model: its name, not its weights.
+
+    Attributes
+    ----------
+    name : str
+        By which boundaries know the model.
+    source, dtype, device : str
+        What `sasa_lib.load_lm` takes.
+    fingerprint : str
+        Of the driver's model.
+    tokenizer, generation_config
+        The driver's own.
+    """
+
+    name: str
+    source: str
+    dtype: str
+    device: str
+    fingerprint: str
+    tokenizer: PreTrainedTokenizerBase
+    generation_config: GenerationConfig
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: str
+    ) -> ModelCopy:
+        """Describe a driver's model, for actors on a device."""
+        dtype = str(model.dtype).removeprefix("torch.")
+        name = model.name_or_path
+        return cls(
+            name,
+            os.path.abspath(name) if os.path.isdir(name) else name,  # actors are elsewhere
+            dtype,
+            device,
+            fingerprint(model),
+            tokenizer,
+            model.generation_config,
+        )
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load it.
+
+        Raises
+        ------
+        ValueError
+            There is no model of this name where the actor is, or its weights are others.
+        """
+        model, _ = load_lm(self.source, device=self.device, dtype=self.dtype)
+        if fingerprint(model) != self.fingerprint:
+            raise ValueError(
+                f"an actor that loads {self.name!r} gets other weights than the model that was "
+                "given: save the model to a folder that all machines see, and load it from there"
+            )
+        model.name_or_path = self.name
+        model.generation_config = self.generation_config
+        return model, self.tokenizer
+
+
+def pool(engine: str | None = None, actors: int | None = None) -> Pool | None:
+    """Return the actors of an engine, or None where this process does the work.
+
+    Parameters
+    ----------
+    engine : {"local", "ray"}, optional
+        None is what the environment variable SASA_ENGINE says, and "local" without it. Ray joins
+        the cluster that RAY_ADDRESS names, or starts on this machine.
+    actors : int, optional
+        For "ray": None is one for each GPU of the cluster, or each CPU if it has no GPU.
+
+    Returns
+    -------
+    Pool or None
+
+    Raises
+    ------
+    ValueError
+        Unknown engine, a number of actors under 1, or one for the local engine.
+    ImportError
+        Ray is not installed.
+    """
+    named = engine is not None
+    engine = engine if named else os.environ.get(ENGINE) or "local"
+    if engine not in ENGINES:
+        where = "" if named else f" in {ENGINE}"
+        raise ValueError(f"unknown engine {engine!r}{where}; known are {', '.join(ENGINES)}")
+    if actors is not None and (
+        isinstance(actors, bool) or not isinstance(actors, int) or actors < 1
+    ):
+        raise ValueError(f"actors must be a whole number of at least 1, got {actors!r}")
+    if engine == "local":
+        if actors is not None:
+            raise ValueError("actors are Ray's: give engine='ray' with them")
+        return None
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ImportError(
+            "engine='ray' needs Ray, which is not installed; install it by: "
+            'pip install "sasa-lib[ray]"'
+        ) from error
+    if not ray.is_initialized():
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS") or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    # Its bars count blocks; ours count prompts.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    has = ray.cluster_resources()
+    gpus = int(has.get("GPU", 0))
+    size = actors or gpus or int(has.get("CPU", 0)) or 1
+    return Pool(size, "cuda:0" if gpus else "cpu")
+
+
+class _Actor:
+    """What Ray Data keeps in every actor."""
+
+    def __init__(self, made: Any) -> None:
+        import ray
+
+        # An error travels as a result: Ray would wrap it, and start the actor anew for ever.
+        try:
+            self.work = pickle.loads(ray.get(made))()
+        except Exception as error:
+            self.work = partial(_raise, _noted(error))
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        (item,) = batch["item"].to_pylist()
+        try:
+            outcome = self.work(pickle.loads(item)), None
+        except Exception as error:
+            outcome = None, _noted(error)
+        return pa.table({"outcome": pa.array([pickle.dumps(outcome)], pa.binary())})
+
+
+def _noted(error: Exception) -> Exception:
+    """Keep the traceback, which pickling drops, as a note."""
+    if not getattr(error, "__notes__", None):
+        error.add_note("in an actor of Ray:\n" + traceback.format_exc())
+    return error
+
+
+def _raise(error: Exception, item: object) -> None:
+    raise error
