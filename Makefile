@@ -86,7 +86,7 @@ bench: $(READY)
 setup: $(READY)
 
 $(READY): requirements.txt pyproject.toml
-	@echo "installing the locked requirements into $(VENV) (2.2 GB), once, for some minutes ..."
+	@echo "installing the locked requirements into $(VENV) (2.5 GB), once, for some minutes ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --requirement requirements.txt
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
