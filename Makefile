@@ -2,8 +2,17 @@
 # A notebook runs again only if it, the library, its parameters or a notebook before it changed.
 
 PROFILE ?= laptop
-# ENGINE=ray generates, scores and embeds on Ray: this machine, or the cluster of RAY_ADDRESS.
+# ENGINE=ray generates, scores and embeds on Ray: this machine, or the cluster of RAY_ADDRESS, with
+# ACTOR_GPUS holding a model each. STORE=s3://... keeps there what is long work; see docs/cluster.md.
+ifdef ENGINE
 export SASA_ENGINE = $(ENGINE)
+endif
+ifdef ACTOR_GPUS
+export SASA_ACTOR_GPUS = $(ACTOR_GPUS)
+endif
+ifdef STORE
+export SASA_STORE = $(STORE)
+endif
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin

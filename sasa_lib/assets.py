@@ -228,20 +228,6 @@ def made_once(target: Path) -> Iterator[Path | None]:
         raise AssetError(f"cannot write {target}: {error.strerror or error}") from error
 
 
-@contextmanager
-def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes `target` when the block ends without an error."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(target)
-    except OSError as error:
-        raise AssetError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _download(name: str, folder: Path) -> None:
     requirements = list(
         dict.fromkeys(member.partition(":")[0] for f in ASSETS[name] for member in f.members)

@@ -41,12 +41,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from sasa_lib.assets import atomic_file, fetch
+from sasa_lib.assets import fetch
 from sasa_lib.corpora import labelled
 from sasa_lib.decoding import Decoder, keyed_draw
 from sasa_lib.embeddings import token_states, tokenised
 from sasa_lib.models import text_config
 from sasa_lib.phrases import Phrases, obstacle
+from sasa_lib.places import atomic_file
 
 # The descriptions of Schick et al. 2021, section 4, which are Perspective's.
 DEBIASED_ATTRIBUTES = {

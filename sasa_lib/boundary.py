@@ -25,11 +25,11 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib import sharing
-from sasa_lib.assets import atomic_file
 from sasa_lib.corpora import fingerprint as corpus_fingerprint
 from sasa_lib.corpora import labelled
 from sasa_lib.embeddings import POOLINGS, check_layer, extract, token_states, tokenised
 from sasa_lib.models import text_config
+from sasa_lib.places import atomic_file
 from sasa_lib.selection import (
     SMALLEST_EIGENVALUE,
     candidate_layers,

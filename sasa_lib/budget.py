@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib import metrics, runs
 from sasa_lib.decoding import SASA, Decoder, PlainSampling
+from sasa_lib.places import place
 
 LEAST, MOST = 1e-3, 10.0  # nats a token: hardly a draw changes; nothing that is sampled is cut
 
@@ -115,7 +116,7 @@ def calibrate(
             folder=folder, method=method, custom_generate=decoder, progress=progress,
         )  # fmt: skip
         return metrics.judged(
-            texts, [], judge, judge_tokenizer, folder=Path(folder) / "judged", progress=progress
+            texts, [], judge, judge_tokenizer, folder=place(folder) / "judged", progress=progress
         )
 
     # Without top-k, plain sampling cannot draw with SASA's noise.

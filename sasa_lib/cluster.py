@@ -19,27 +19,31 @@ from typing import Any
 import pyarrow as pa
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib.models import fingerprint, load_lm
+from sasa_lib.models import SPREAD, fingerprint, load_lm
 
 ENGINES = ("local", "ray")
 ENGINE = "SASA_ENGINE"  # the environment variable that names one where a call does not
+ACTOR_GPUS = "SASA_ACTOR_GPUS"  # the environment variable that says how many hold one model
 TASK_RETRIES = 16  # of work whose actor died: enough for a spot fleet, and an end to what kills it
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Actors that Ray keeps, each on one GPU where the cluster has any, else on one CPU.
+    """Actors that Ray keeps, each on one GPU or some where the cluster has any, else on one CPU.
 
     Attributes
     ----------
     size : int
         Number of actors.
     device : str
-        The torch device of every actor, as it sees it.
+        The torch device of every actor, as it sees it: of several the first.
+    gpus : int
+        Of one actor; the model is spread over them.
     """
 
     size: int
     device: str
+    gpus: int = 0
 
     def each(self, make: Callable[[], Callable[[Any], Any]], items: Sequence[Any]) -> Iterator[Any]:
         """Do every item in some actor, and yield what came of it, in whatever order.
@@ -81,7 +85,7 @@ class Pool:
                 size=min(self.size, len(rows)), max_tasks_in_flight_per_actor=2
             ),
             num_cpus=1,
-            num_gpus=0 if self.device == "cpu" else 1,
+            num_gpus=self.gpus,
             max_restarts=-1,
             max_task_retries=TASK_RETRIES,
         )
@@ -120,16 +124,16 @@ class ModelCopy:
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: str
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: Pool
     ) -> ModelCopy:
-        """Describe a driver's model, for actors on a device."""
+        """Describe a driver's model, for the actors of a pool."""
         dtype = str(model.dtype).removeprefix("torch.")
         name = model.name_or_path
         return cls(
             name,
             os.path.abspath(name) if os.path.isdir(name) else name,  # actors are elsewhere
             dtype,
-            device,
+            pool.device if pool.gpus < 2 else SPREAD,
             fingerprint(model),
             tokenizer,
             model.generation_config,
@@ -163,7 +167,9 @@ def pool(engine: str | None = None, actors: int | None = None) -> Pool | None:
         None is what the environment variable SASA_ENGINE says, and "local" without it. Ray joins
         the cluster that RAY_ADDRESS names, or starts on this machine.
     actors : int, optional
-        For "ray": None is one for each GPU of the cluster, or each CPU if it has no GPU.
+        For "ray": None is one for each GPU of the cluster, or each CPU if it has no GPU; or for
+        as many GPUs as the environment variable SASA_ACTOR_GPUS says, over which each actor then
+        spreads its model.
 
     Returns
     -------
@@ -172,7 +178,8 @@ def pool(engine: str | None = None, actors: int | None = None) -> Pool | None:
     Raises
     ------
     ValueError
-        Unknown engine, a number of actors under 1, or one for the local engine.
+        Unknown engine, a number of actors under 1, or one for the local engine; or more GPUs to
+        an actor than the cluster has.
     ImportError
         Ray is not installed.
     """
@@ -207,9 +214,14 @@ def pool(engine: str | None = None, actors: int | None = None) -> Pool | None:
     # Its bars count blocks; ours count prompts.
     ray.data.DataContext.get_current().enable_progress_bars = False
     has = ray.cluster_resources()
-    gpus = int(has.get("GPU", 0))
-    size = actors or gpus or int(has.get("CPU", 0)) or 1
-    return Pool(size, "cuda:0" if gpus else "cpu")
+    gpus, each = int(has.get("GPU", 0)), os.environ.get(ACTOR_GPUS) or "1"
+    if not each.isdecimal() or int(each) < 1:
+        raise ValueError(f"{ACTOR_GPUS} must be a whole number of at least 1, got {each!r}")
+    if int(each) > max(1, gpus):
+        raise ValueError(f"{ACTOR_GPUS} is {each}, but the cluster has {gpus} GPUs")
+    if gpus:
+        return Pool(actors or gpus // int(each), "cuda:0", int(each))
+    return Pool(actors or int(has.get("CPU", 0)) or 1, "cpu")
 
 
 class _Actor:

@@ -14,10 +14,12 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from upath import UPath
 
 from sasa_lib import cluster
-from sasa_lib.assets import atomic_file, provenance
+from sasa_lib.assets import provenance
 from sasa_lib.models import blocks, fingerprint, text_config
+from sasa_lib.places import atomic_file, place
 
 POOLINGS = ("last", "mean")
 PART = 512  # texts whose embeddings are kept together in one file
@@ -31,7 +33,7 @@ def extract(
     layers: Sequence[int | float] = (-1,),
     pooling: str = "last",
     batch_tokens: int = 4096,
-    folder: str | Path | None = None,
+    folder: str | Path | UPath | None = None,
     engine: str | None = None,
     actors: int | None = None,
     progress: bool = True,
@@ -56,13 +58,13 @@ def extract(
     batch_tokens : int
         Largest number of tokens in one forward pass, padding included. It does not change the
         result beyond floating-point rounding.
-    folder : str or Path, optional
-        Keep the embeddings here, every few hundred texts as they come: the next extraction of
-        the same texts by the same model, with either pooling, reads them, and one that was
-        interrupted goes on.
+    folder : str, Path or UPath, optional
+        Keep the embeddings here, a folder or an address that fsspec knows, every few hundred texts
+        as they come: the next extraction of the same texts by the same model, with either pooling,
+        reads them, and one that was interrupted goes on.
     engine, actors : optional
-        As `sasa_lib.cluster.pool` takes them. Ray needs a `folder`, on a disk that all machines
-        share; without one the engine is always this process, unless Ray is asked for by name.
+        As `sasa_lib.cluster.pool` takes them. Ray needs a `folder` that all machines see; without
+        one the engine is always this process, unless Ray is asked for by name.
     progress : bool
         Show a progress bar.
 
@@ -79,7 +81,7 @@ def extract(
         The engine is Ray, and Ray is not installed.
     """
     if folder is None and engine == "ray":
-        raise ValueError("engine='ray' needs folder=..., on a disk that all machines share")
+        raise ValueError("engine='ray' needs folder=..., one that all machines see")
     if pooling not in POOLINGS:
         raise ValueError(f"unknown pooling {pooling!r}; known are {', '.join(POOLINGS)}")
     layers = [check_layer(model, layer) for layer in layers]
@@ -90,7 +92,7 @@ def extract(
         if folder is None:
             return _embed(model, texts, layers, batch_tokens, bar)[:, :, chosen]
         identity = f"{fingerprint(model)} {provenance(sys.modules[__name__])}"
-        folder = Path(folder).absolute()
+        folder = place(folder)
         parts = [texts[i : i + PART] for i in range(0, len(texts), PART)]
         files = [_files(folder, identity, part, layers) for part in parts]
         missing = [
@@ -100,14 +102,14 @@ def extract(
         ]
         bar.update(len(texts) - sum(map(len, missing)))
         if pool:
-            copy = cluster.ModelCopy.of(model, tokenizer, pool.device)
+            copy = cluster.ModelCopy.of(model, tokenizer, pool)
             make = partial(_keeper, copy, folder, identity, layers, batch_tokens)
             for number in pool.each(make, missing):
                 bar.update(number)
         else:
             for part in missing:
                 _keep(folder, identity, model, part, layers, batch_tokens, bar)
-    parts = [np.stack([np.load(file) for file in of.values()], axis=1) for of in files]
+    parts = [np.stack([_read(file) for file in of_layers.values()], axis=1) for of_layers in files]
     return np.concatenate(parts)[:, :, chosen]
 
 
@@ -244,15 +246,20 @@ def tokenised(
 
 
 def _files(
-    folder: Path, identity: str, texts: list[Text], layers: Sequence[int]
-) -> dict[int, Path]:
+    folder: Path | UPath, identity: str, texts: list[Text], layers: Sequence[int]
+) -> dict[int, Path | UPath]:
     """Return the file in which the embeddings of each layer are kept."""
     key = hashlib.sha256(f"{identity} {texts}".encode()).hexdigest()[:16]
     return {layer: folder / f"{key}-layer{layer}.npy" for layer in layers}
 
 
+def _read(file: Path | UPath) -> np.ndarray:
+    with file.open("rb") as content:
+        return np.load(content)
+
+
 def _keep(
-    folder: Path,
+    folder: Path | UPath,
     identity: str,
     model: PreTrainedModel,
     texts: list[Text],
@@ -267,13 +274,13 @@ def _keep(
         return
     computed = _embed(model, texts, missing, batch_tokens, bar)
     for i, layer in enumerate(missing):
-        with atomic_file(files[layer]) as temporary, open(temporary, "wb") as out:
+        with atomic_file(files[layer]) as temporary, temporary.open("wb") as out:
             np.save(out, computed[:, i])
 
 
 def _keeper(
     copy: cluster.ModelCopy,
-    folder: Path,
+    folder: Path | UPath,
     identity: str,
     layers: Sequence[int],
     batch_tokens: int,

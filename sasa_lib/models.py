@@ -19,6 +19,7 @@ from transformers import (
 from sasa_lib.assets import cache_dir, fetch, made_once
 
 EMBEDDED = ("gemma3-270m", "smollm2-135m-instruct")
+SPREAD = "balanced"  # the device that is all GPUs together
 
 
 def load_lm(
@@ -31,7 +32,8 @@ def load_lm(
     name : str
         One of `EMBEDDED`, a local folder, or a model id of the Hugging Face hub.
     device : str
-        "auto" (CUDA, then Apple MPS, then CPU) or a torch device.
+        "auto" (CUDA, then Apple MPS, then CPU), a torch device, or "balanced": spread over all
+        GPUs, for a model larger than one of them.
     dtype : str
         "auto" (bfloat16 on CUDA, float32 elsewhere) or the name of a torch dtype.
 
@@ -44,22 +46,31 @@ def load_lm(
     ------
     ValueError
         The name is neither embedded, nor a folder, nor a model the hub returns; the dtype is not
-        a floating-point dtype of torch; or this machine has no such device.
+        a floating-point dtype of torch; or this machine has no such device, or its GPUs together
+        are too small.
     AssetError
         An embedded model could not be fetched.
     """
-    device = _device(device)
+    spread = device == SPREAD and torch.cuda.is_available()
+    device = _device("auto" if device == SPREAD else device)
     torch_dtype = _dtype(dtype, device)
     source = _converted(name) if name in EMBEDDED else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch_dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch_dtype, device_map=SPREAD if spread else None
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"cannot load model {name!r}: it is neither embedded ({', '.join(EMBEDDED)}), "
             f"nor a folder with a causal language model, nor reachable on the hub "
             f"({_first_line(error)})"
         ) from error
+    if spread and {"cpu", "disk"} & set(map(str, model.hf_device_map.values())):
+        raise ValueError(
+            f"{name!r} does not fit into the memory of {torch.cuda.device_count()} GPUs: "
+            "give it more of them, or a smaller dtype"
+        )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -68,7 +79,7 @@ def load_lm(
     model.generation_config.update(do_sample=False, **dict.fromkeys(settings))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.name_or_path = name
-    return model.to(device).eval(), tokenizer
+    return (model if spread else model.to(device)).eval(), tokenizer
 
 
 def fingerprint(model: PreTrainedModel) -> str:

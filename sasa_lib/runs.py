@@ -6,88 +6,49 @@ import hashlib
 import inspect
 import json
 import re
-import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from uuid import uuid4
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
-import torch
-from filelock import FileLock, Timeout
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from upath import UPath
 
 from sasa_lib import cluster, decoding, phrases
-from sasa_lib.assets import AssetError, atomic_file, provenance
-from sasa_lib.models import fingerprint, text_config
+from sasa_lib.assets import AssetError, provenance
+from sasa_lib.models import fingerprint
+from sasa_lib.places import (
+    alone,
+    atomic_file,
+    listed,
+    place,
+    read_tables,
+    rename,
+    unnamed,
+    write_table,
+)
+from sasa_lib.sampling import SCHEMA, Continuer, Sampling, check_count, is_keyed, prompt_tokens
 from sasa_lib.scorers import Scorer
 
 SHARD_PROMPTS = 64  # at most in a file, so that a large run is not ten thousand files
 SHARD_SECONDS = 60.0  # at most lost by a kill, plus one batch
 SHARDS_OF_ACTOR = 8  # at least, if there is as much to do: so none ends long after the others
 SCORED_AT_ONCE = 4096  # texts between two writes of a score file
-SHARD_SCHEMA = pa.schema(
-    {
-        "prompt": pa.string(),
-        "generation": pa.int64(),
-        "text": pa.string(),
-        "n_tokens": pa.int64(),
-        "seconds": pa.float64(),
-    }
-)
+CPU_BATCH = 100  # sequences; more do not make a CPU faster
+SET_ASIDE = "set-aside.parquet"
 SCORES_SCHEMA = pa.schema(
     {"text": pa.string(), "score": pa.float64(), "scorer": pa.string(), "version": pa.string()}
 )
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How every method of a comparison samples.
-
-    Attributes
-    ----------
-    generations : int
-        Continuations of each prompt, at least 1.
-    max_new_tokens : int
-        Length of a continuation, at most; at least 1.
-    top_k, top_p, temperature
-        As in `transformers.GenerationConfig`; top_k = 0 is no top-k.
-    seed : int
-        The randomness of a prompt's generations comes from this seed and the prompt, and so does
-        not depend on which other prompts are in the run.
-
-    Raises
-    ------
-    ValueError
-        A value out of its range.
-    """
-
-    generations: int = 25
-    max_new_tokens: int = 20
-    top_k: int = 10
-    top_p: float = 0.9
-    temperature: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("generations", 1), ("max_new_tokens", 1), ("top_k", 0)):
-            _check_count(name, getattr(self, name), least)
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a number above 0, got {self.temperature}")
+SET_ASIDE_SCHEMA = pa.schema({"row": pa.int64(), "prompt": pa.string(), "reason": pa.string()})
 
 
 def generate(
@@ -96,21 +57,21 @@ def generate(
     prompts: Sequence[str],
     sampling: Sampling,
     *,
-    folder: str | Path,
+    folder: str | Path | UPath,
     method: str,
     custom_generate: Callable | None = None,
-    batch_sequences: int = 100,
+    batch_sequences: int | None = None,
+    set_aside: bool = False,
     engine: str | None = None,
     actors: int | None = None,
     table: bool = True,
     progress: bool = True,
-) -> pd.DataFrame | Path:
+) -> pd.DataFrame | Path | UPath:
     """Generate continuations of every prompt, resuming whatever is already there.
 
     The longest prompts come first, some in a batch. Whole batches are written together as a
     Parquet file, a shard, of up to `SHARD_PROMPTS` prompts or `SHARD_SECONDS` of work; a run that
-    was killed goes on after the last of them, with the batches that it would have made. What is
-    all there is only read.
+    was killed goes on after the last of them. What is all there is only read.
 
     Parameters
     ----------
@@ -119,16 +80,22 @@ def generate(
     prompts : sequence of str
         A prompt that is there twice is continued once, and its continuations returned twice.
     sampling : Sampling
-    folder : str or Path
-        Where runs live. A run's own folder is named after all that it depends on, so that other
-        parameters are another run.
+    folder : str, Path or UPath
+        Where runs live: a folder, or an address that fsspec knows, such as "s3://bucket/runs". A
+        run's own folder is named after all that it depends on, so that other parameters are
+        another run.
     method : str
         Name in the results, such as "plain" or "sasa": letters, digits, "_", "-" and ".".
     custom_generate : callable, optional
         Such as `SASA`; None is plain sampling. What it says of itself by a method `describe`
         belongs to the run's parameters, and so do the source code and the libraries' versions.
-    batch_sequences : int
-        Sequences in a batch, at most, but at least the generations of one prompt.
+    batch_sequences : int, optional
+        Sequences in a batch, at most, but at least the generations of one prompt. None is
+        `CPU_BATCH` on a CPU, elsewhere those of `SHARD_PROMPTS` prompts. Where memory does not
+        take so many it is halved until it does, once on each device; the progress bar says it.
+    set_aside : bool
+        Go on without prompts that cannot be continued, with a warning; the run's file
+        set-aside.parquet holds their rows and the reasons. False: refuse them.
     engine : {"local", "ray"}, optional
         As `sasa_lib.cluster.pool` takes it. Ray's actors load the model by its name, and write
         into the folder, which all machines must see. A run may begin on one engine and end on
@@ -144,15 +111,16 @@ def generate(
     pandas.DataFrame
         One row a generation: `prompt_id`, `prompt`, `generation`, `text` (without the prompt),
         `n_tokens` (up to and with the end token) and `seconds` (its share of its batch's time).
-        `attrs["run"]` names the run's folder. With `table=False` that folder, a Path, instead.
+        `attrs["run"]` names the run's folder. With `table=False` that folder instead.
 
     Raises
     ------
     ValueError
-        No prompts, a prompt that leaves no room in the model's context, a parameter out of its
-        range, or a model or method that Ray's actors cannot have.
+        No prompts, one that leaves no room in the model's context (or none that does, if they are
+        set aside), a parameter out of its range, a folder that cannot be one, or a model or method
+        that Ray's actors cannot have.
     RuntimeError
-        Another process is at work on the same run.
+        Another process is at work on the same run, or memory does not take a single prompt.
     ImportError
         The engine is Ray, and Ray is not installed.
 
@@ -164,15 +132,21 @@ def generate(
     the two. A method without a `seed`, and plain sampling without top-k, draw from torch's
     generator; but for SASA they get one prompt a batch, seeded for it. To compare their speed
     with that of others, let `batch_sequences` be `sampling.generations`.
+
+    An address has no locks: let one driver at a time work on a run there. If two do, what both
+    made is read once.
     """
     if not re.fullmatch(r"[\w.-]+", method):
         raise ValueError(
             f"method must be a name of letters, digits, '_', '-' and '.', got {method!r}"
         )
-    _check_count("batch_sequences", batch_sequences, 1)
-    found = check_prompts(model, tokenizer, prompts, sampling.max_new_tokens)
+    if batch_sequences is not None:
+        check_count("batch_sequences", batch_sequences, 1)
+    tokens, faults = prompt_tokens(model, tokenizer, prompts, sampling.max_new_tokens)
+    if faults and not (set_aside and tokens):
+        raise ValueError(next(iter(faults.values())))
+    folder = place(folder)
     pool = cluster.pool(engine, actors)
-    tokens = dict(zip(prompts, found, strict=True))
     if custom_generate is None and sampling.top_k:
         custom_generate = decoding.PlainSampling(sampling.seed)
     described = custom_generate.describe() if hasattr(custom_generate, "describe") else {}
@@ -186,19 +160,21 @@ def generate(
         "code": provenance(*_modules(custom_generate)),
     }
     text = json.dumps(manifest, indent=1, sort_keys=True)
-    run = Path(folder) / f"{method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    keyed = _is_keyed(custom_generate, sampling)
-    size = max(1, batch_sequences // sampling.generations) if keyed else 1
-    with _alone(run):
+    run = folder / f"{method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    size = _batch(batch_sequences, sampling, custom_generate, manifest["device"])
+    work = partial(
+        Continuer,
+        sampling=sampling,
+        custom_generate=custom_generate,
+        size=size,
+        set_aside=set_aside,
+    )
+    with alone(run):
         with atomic_file(run / "manifest.json") as temporary:
             temporary.write_text(text)
         done = _done(run)
         # Like lengths pad little, and what needs the most memory fails at once, if it does.
         pending = sorted((p for p in tokens if p not in done), key=lambda p: -len(tokens[p]))
-        batches = [
-            {prompt: tokens[prompt] for prompt in pending[start : start + size]}
-            for start in range(0, len(pending), size)
-        ]
         with tqdm(
             total=len(tokens),
             initial=len(tokens) - len(pending),
@@ -206,16 +182,21 @@ def generate(
             unit="prompt",
             disable=not progress,
         ) as bar:
+            report = _Report(bar, run, list(prompts), faults)
             if pool:
-                copy = cluster.ModelCopy.of(model, tokenizer, pool.device)
-                make = partial(_shard_maker, copy, sampling, custom_generate, run.absolute())
-                for shard in pool.each(make, _grouped(batches, size, pool.size)):
-                    bar.update(_committed(*shard))
+                copy = cluster.ModelCopy.of(model, tokenizer, pool)
+                groups = [
+                    {prompt: tokens[prompt] for prompt in group}
+                    for group in _grouped(pending, size, pool.size)
+                ]
+                for shard in pool.each(partial(_shard_maker, copy, work, run), groups):
+                    report.add(*_committed(*shard))
             else:
+                continuer = work(model, tokenizer)
                 with _shards(run) as write:
-                    for batch in batches:
-                        write(_continuations(model, tokenizer, batch, sampling, custom_generate))
-                        bar.update(len(batch))
+                    for rows, failed in continuer({p: tokens[p] for p in pending}):
+                        write(rows)
+                        report.add(rows, failed, continuer.size)
         if not table:
             return run
         rows = _rows(run, filter=ds.field("prompt").isin(list(tokens)))
@@ -227,12 +208,12 @@ def generate(
     return rows
 
 
-def read(run: str | Path) -> pd.DataFrame:
+def read(run: str | Path | UPath) -> pd.DataFrame:
     """Read everything that a run has generated so far, without its model.
 
     Parameters
     ----------
-    run : str or Path
+    run : str, Path or UPath
         The run's own folder, that with manifest.json.
 
     Returns
@@ -246,7 +227,7 @@ def read(run: str | Path) -> pd.DataFrame:
     ValueError
         There are no generations in the folder, or a file of them is damaged.
     """
-    rows = _rows(Path(run)).sort_values(["prompt", "generation"], ignore_index=True)
+    rows = _rows(place(run)).sort_values(["prompt", "generation"], ignore_index=True)
     if rows.empty:
         raise ValueError(
             f"there are no generations in {run}: give the folder with manifest.json that "
@@ -258,7 +239,7 @@ def read(run: str | Path) -> pd.DataFrame:
 
 
 def score(
-    run: str | Path | pd.DataFrame,
+    run: str | Path | UPath | pd.DataFrame,
     scorer: Scorer,
     *,
     engine: str | None = None,
@@ -272,13 +253,13 @@ def score(
 
     Parameters
     ----------
-    run : str, Path or pandas.DataFrame
+    run : str, Path, UPath or pandas.DataFrame
         The run's own folder, or what `generate` or `read` returned.
     scorer : Scorer
         Only `text`, not the prompt, is scored.
     engine, actors : optional
-        As `sasa_lib.cluster.pool` takes them. A scorer that asks a service gets one actor, so
-        that its quota is kept, whatever `actors` says.
+        As `sasa_lib.cluster.pool` takes them. A scorer that asks a service is asked by
+        this process, so that its quota is kept, however many actors there are.
     progress : bool
 
     Returns
@@ -303,13 +284,13 @@ def score(
             "table as runs.generate or runs.read returned it"
         )
     pool = cluster.pool(engine, actors)
-    folder = Path(table.attrs["run"])
+    folder = place(table.attrs["run"] if isinstance(run, pd.DataFrame) else run)
     file = folder / ("scores-" + re.sub(r"[^\w.-]", "-", scorer.name) + ".parquet")
     known = _scores(file, scorer)
     missing = [text for text in table["text"].unique() if text not in known]
     if missing:
         with (
-            _alone(folder),
+            alone(folder),
             tqdm(total=len(missing), desc=scorer.name, unit="text", disable=not progress) as bar,
         ):
             for texts, scores in _scored(missing, scorer, pool):
@@ -317,176 +298,114 @@ def score(
                 frame = pd.DataFrame({"text": known.keys(), "score": known.values()})
                 frame = frame.assign(scorer=scorer.name, version=scorer.version)
                 with atomic_file(file) as temporary:
-                    frame.to_parquet(temporary, index=False, schema=SCORES_SCHEMA)
+                    write_table(frame, temporary, SCORES_SCHEMA)
                 bar.update(len(texts))
     table[scorer.name] = table["text"].map(known).astype(float)
     return table
 
 
-def check_prompts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-) -> list[list[int]]:
-    """Return the prompts' token ids, if all can be continued.
+class _Report:
+    """The progress bar of a run, and its file of prompts that were set aside."""
 
-    Raises
-    ------
-    ValueError
-        There is no prompt, or one that is no text, is empty, or leaves no room to generate.
-    """
-    if isinstance(prompts, str) or len(prompts) == 0:
-        raise ValueError("expected a list of at least one prompt")
-    for row, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompt {row} must be a str, got {type(prompt).__name__}")
-    limit = getattr(text_config(model), "max_position_embeddings", None) or float("inf")
-    tokens = tokenizer(list(prompts))["input_ids"]
-    for row, ids in enumerate(tokens):
-        if not ids:
-            raise ValueError(f"prompt {row} is empty")
-        if len(ids) + max_new_tokens > limit:
-            raise ValueError(
-                f"prompt {row} has {len(ids)} tokens; with {max_new_tokens} new ones it exceeds "
-                f"the context of {model.name_or_path} ({limit})"
+    def __init__(
+        self, bar: tqdm, run: Path | UPath, prompts: list[str], faults: dict[int, str]
+    ) -> None:
+        self.bar, self.file, self.prompts = bar, run / SET_ASIDE, prompts
+        self.faults: dict[int, str] = {}
+        self.start, self.tokens = time.monotonic(), 0
+        self.file.unlink(missing_ok=True)
+        self._set_aside(faults)
+
+    def add(self, rows: pd.DataFrame, failed: dict[str, str], size: int) -> None:
+        """Take in what came of some prompts, `size` in a batch."""
+        self._set_aside({self.prompts.index(prompt): why for prompt, why in failed.items()})
+        self.tokens += rows["n_tokens"].sum()
+        rate = self.tokens / (time.monotonic() - self.start)
+        said = f"{rate:,.0f} tokens/s, {size} in a batch"
+        if self.faults:
+            said += f", {len(self.faults)} set aside"
+        self.bar.set_postfix_str(said, refresh=False)
+        self.bar.update(rows["prompt"].nunique() + len(failed))
+
+    def _set_aside(self, faults: dict[int, str]) -> None:
+        if not faults:
+            return
+        self.faults |= faults
+        rows = [(row, str(self.prompts[row]), why) for row, why in sorted(self.faults.items())]
+        with atomic_file(self.file) as temporary:
+            write_table(
+                pd.DataFrame(rows, columns=SET_ASIDE_SCHEMA.names), temporary, SET_ASIDE_SCHEMA
             )
-    return tokens
-
-
-def _continuations(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    batch: dict[str, list[int]],
-    sampling: Sampling,
-    custom_generate: Callable | None,
-) -> pd.DataFrame:
-    """Rows of one batch, from its prompts and their token ids."""
-    # Texts of the same tokens are one prompt: how often noise saw it must not vary with the batch.
-    distinct = list(dict.fromkeys(map(tuple, batch.values())))
-    sequences = [torch.tensor(ids) for ids in distinct]
-    padding = {"batch_first": True, "padding_side": "left"}
-    ids = pad_sequence(sequences, padding_value=tokenizer.pad_token_id or 0, **padding)
-    mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], **padding)
-    _seed(sampling.seed, None if _is_keyed(custom_generate, sampling) else next(iter(batch)))
-    start = time.perf_counter()
-    output = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        custom_generate=custom_generate,
-        do_sample=True,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        temperature=sampling.temperature,
-        max_new_tokens=sampling.max_new_tokens,
-        num_return_sequences=sampling.generations,
-    )
-    new = output[:, ids.shape[1] :].tolist()
-    seconds = time.perf_counter() - start
-    new = [sequence[: _length(sequence, _ends(model))] for sequence in new]
-    number = sampling.generations
-    first = {ids: row * number for row, ids in enumerate(distinct)}
-    rows = [first[tuple(ids)] + i for ids in batch.values() for i in range(number)]
-    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-    return pd.DataFrame(
-        {
-            "prompt": [prompt for prompt in batch for _ in range(number)],
-            "generation": list(range(number)) * len(batch),
-            "text": [texts[row] for row in rows],
-            "n_tokens": [len(new[row]) for row in rows],
-            "seconds": seconds / len(rows),
-        }
-    )
+        row, why = next(iter(faults.items()))
+        warnings.warn(
+            f"{len(faults)} of {len(self.prompts)} prompts set aside, such as {row}: {why} "
+            f"(all in {self.file})",
+            stacklevel=4,
+        )
 
 
 def _shard_maker(
-    copy: cluster.ModelCopy, sampling: Sampling, custom_generate: Callable | None, run: Path
-) -> Callable[[list[dict[str, list[int]]]], tuple[Path, Path, int]]:
-    """Load the model in an actor; return what makes a shard of batches, all but its name."""
-    model, tokenizer = copy.load()
+    copy: cluster.ModelCopy, work: Callable[..., Continuer], run: Path | UPath
+) -> Callable[[dict[str, list[int]]], tuple]:
+    """Load the model in an actor; return what makes a shard of prompts, all but its name."""
+    continuer = work(*copy.load())
 
-    def make(batches: list[dict[str, list[int]]]) -> tuple[Path, Path, int]:
-        rows = pd.concat(
-            [_continuations(model, tokenizer, b, sampling, custom_generate) for b in batches],
-            ignore_index=True,
-        )
+    def make(prompts: dict[str, list[int]]) -> tuple:
+        made = list(continuer(prompts))
+        rows = pd.concat([rows for rows, _ in made], ignore_index=True)
+        failed = {prompt: why for _, faults in made for prompt, why in faults.items()}
         shard = _shard_file(run, rows)
         # A name of its own, for what another actor, given up for dead, may still be writing.
-        temporary = shard.with_name(f".{shard.name}.{uuid4().hex}.tmp")
-        rows.to_parquet(temporary, index=False, schema=SHARD_SCHEMA)
-        return temporary, shard, sum(map(len, batches))
+        temporary = unnamed(shard)
+        if len(rows):
+            write_table(rows, temporary, SCHEMA)
+        return temporary, shard, rows[["prompt", "n_tokens"]], failed, continuer.size
 
     return make
 
 
-def _committed(temporary: Path, shard: Path, prompts: int) -> int:
-    """Name a shard that an actor wrote, and return how many prompts it holds.
+def _committed(
+    temporary: Path | UPath, shard: Path | UPath, rows: pd.DataFrame, *others: object
+) -> tuple:
+    """Name a shard that an actor wrote, and return what a report needs of it.
 
     Only the process that has the run to itself does so: an actor that outlives its driver can
     not bring prompts into the run that the next driver's actors make as well.
     """
     try:
-        temporary.replace(shard)
+        if len(rows):
+            rename(temporary, shard)
     except FileNotFoundError as error:
         raise AssetError(
             f"what an actor wrote into {shard.parent} is not to be seen here: give a folder on a "
-            "disk that all machines of the cluster share"
+            "disk that all machines of the cluster share, or the address of an object store"
         ) from error
-    return prompts
+    return rows, *others
 
 
-def _grouped(
-    batches: list[dict[str, list[int]]], size: int, actors: int
-) -> list[list[dict[str, list[int]]]]:
-    """Batches of `size` prompts each, together as the shards that actors make."""
-    number = max(1, min(SHARD_PROMPTS // size, len(batches) // (SHARDS_OF_ACTOR * actors)))
-    return [batches[start : start + number] for start in range(0, len(batches), number)]
+def _batch(
+    sequences: int | None, sampling: Sampling, custom_generate: Callable | None, device: str
+) -> int:
+    """Prompts in a batch, before memory is asked."""
+    if not is_keyed(custom_generate, sampling):
+        return 1
+    if sequences is None:
+        if device != "cpu":
+            return SHARD_PROMPTS
+        sequences = CPU_BATCH
+    return max(1, sequences // sampling.generations)
 
 
-def _is_keyed(custom_generate: Callable | None, sampling: Sampling) -> bool:
-    """Whether a method draws with noise of its own, whatever else is in the batch."""
-    inner = getattr(custom_generate, "then", None) or custom_generate
-    if isinstance(inner, decoding.SASA | decoding.PlainSampling):
-        return True
-    return getattr(inner, "seed", None) is not None and sampling.top_k > 0
-
-
-def _seed(seed: int, prompt: str | None) -> None:
-    """Seed torch's generator, from which keyed noise takes its seed and the rest all it draws."""
-    if prompt is not None:
-        digest = hashlib.sha256(f"{seed}|{prompt}".encode()).digest()
-        seed = int.from_bytes(digest[:8], "big", signed=True)
-    torch.manual_seed(seed)
+def _grouped(prompts: list[str], size: int, actors: int) -> list[list[str]]:
+    """Prompts of the shards that actors make, in batches of `size` where there are enough."""
+    share = -(-len(prompts) // actors)
+    number = len(prompts) // (SHARDS_OF_ACTOR * actors) // size * size or min(size, share)
+    number = max(1, min(number, max(size, SHARD_PROMPTS // size * size)))
+    return [prompts[start : start + number] for start in range(0, len(prompts), number)]
 
 
 @contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Keep other processes off a run. The lock of a killed process is nobody's."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        held = FileLock(run / ".lock").acquire(timeout=0)
-    except Timeout as error:
-        raise RuntimeError(
-            f"another process is at work on {run}: wait until it has ended"
-        ) from error
-    except OSError as error:
-        raise AssetError(f"cannot write {run}: {error.strerror or error}") from error
-    with held:
-        _sweep(run)
-        try:
-            yield
-        finally:
-            _sweep(run)
-
-
-def _sweep(run: Path) -> None:
-    """Remove what killed processes were writing."""
-    for left in run.glob(".*.tmp"):
-        left.unlink(missing_ok=True)
-
-
-@contextmanager
-def _shards(run: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+def _shards(run: Path | UPath) -> Iterator[Callable[[pd.DataFrame], None]]:
     """Yield a function that takes batches and writes them in shards; an interrupt writes too."""
     batches: list[pd.DataFrame] = []
     since = time.monotonic()
@@ -495,11 +414,13 @@ def _shards(run: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
         nonlocal since
         rows = pd.concat(batches, ignore_index=True)
         with atomic_file(_shard_file(run, rows)) as temporary:
-            rows.to_parquet(temporary, index=False, schema=SHARD_SCHEMA)
+            write_table(rows, temporary, SCHEMA)
         batches.clear()
         since = time.monotonic()
 
     def add(rows: pd.DataFrame) -> None:
+        if rows.empty:
+            return
         batches.append(rows)
         full = sum(batch["prompt"].nunique() for batch in batches) + rows["prompt"].nunique()
         if full > SHARD_PROMPTS or time.monotonic() - since > SHARD_SECONDS:
@@ -512,29 +433,30 @@ def _shards(run: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
             write()
 
 
-def _shard_file(run: Path, rows: pd.DataFrame) -> Path:
+def _shard_file(run: Path | UPath, rows: pd.DataFrame) -> Path | UPath:
     """Return the file of a shard, whose name depends on its prompts alone."""
     prompts = json.dumps(rows["prompt"].unique().tolist())
     return run / f"shard-{hashlib.sha256(prompts.encode()).hexdigest()[:16]}.parquet"
 
 
-def _done(run: Path) -> set[str]:
+def _done(run: Path | UPath) -> set[str]:
     """Prompts that are continued already, read file by file: there may be many generations."""
-    files = run.glob("shard-*.parquet")
+    files = listed(run, "shard-*.parquet")
     return {
-        prompt for f in files for prompt in _table([f], SHARD_SCHEMA, columns=["prompt"])["prompt"]
+        prompt for f in files for prompt in read_tables([f], SCHEMA, columns=["prompt"])["prompt"]
     }
 
 
-def _rows(run: Path, **options: object) -> pd.DataFrame:
-    """Rows of all shards, or those and the columns that `Dataset.to_table` is told to read."""
-    return _table(sorted(run.glob("shard-*.parquet")), SHARD_SCHEMA, **options)
+def _rows(run: Path | UPath, **options: object) -> pd.DataFrame:
+    """Rows of all shards, or those that `Dataset.to_table` is told to read."""
+    rows = read_tables(listed(run, "shard-*.parquet"), SCHEMA, **options)
+    return rows.drop_duplicates(["prompt", "generation"])
 
 
-def _scores(file: Path, scorer: Scorer) -> dict[str, float]:
+def _scores(file: Path | UPath, scorer: Scorer) -> dict[str, float]:
     """Score of every text that this version of the scorer has scored."""
     own = (ds.field("scorer") == scorer.name) & (ds.field("version") == scorer.version)
-    found = _table([file] if file.exists() else [], SCORES_SCHEMA, filter=own)
+    found = read_tables([file] if file.exists() else [], SCORES_SCHEMA, filter=own)
     return dict(zip(found["text"], found["score"], strict=True))
 
 
@@ -542,8 +464,8 @@ def _scored(
     texts: list[str], scorer: Scorer, pool: cluster.Pool | None
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yield some texts at a time with their scores."""
-    if pool and scorer.asks_service:
-        pool = replace(pool, size=1)
+    if scorer.asks_service:
+        pool = None
     number = SCORED_AT_ONCE
     if pool:
         number = min(number, max(1, len(texts) // (SHARDS_OF_ACTOR * pool.size)))
@@ -558,40 +480,12 @@ def _scorer_maker(
     scorer: Scorer, version: str
 ) -> Callable[[list[str]], tuple[list[str], np.ndarray]]:
     """Check an actor's scorer, which it loaded itself, against the version of the driver's."""
-    if scorer.version != version:
-        raise ValueError(
-            f"an actor's {scorer.name!r} is of version {scorer.version}, the one given of "
-            f"{version}: install the same packages and models on all machines"
-        )
+    scorer.check_version(version)
     return lambda texts: (texts, scorer(texts))
-
-
-def _table(files: list[Path], schema: pa.Schema, **options: object) -> pd.DataFrame:
-    dataset = ds.dataset([str(file) for file in files], schema=schema, format="parquet")
-    try:
-        return dataset.to_table(**options).to_pandas()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"a file of a run is damaged ({error}): delete it, and what it held is made again"
-        ) from error
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
-def _ends(model: PreTrainedModel) -> set[int]:
-    """Tokens at which `generate` stops."""
-    ends = model.generation_config.eos_token_id
-    return set(ends) if isinstance(ends, list) else {ends}
-
-
-def _length(ids: list[int], ends: set[int]) -> int:
-    return next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
 
 
 def _modules(custom_generate: Callable | None) -> list[ModuleType]:
     """Return the modules whose code makes the texts."""
-    modules = [sys.modules[__name__], decoding, phrases, inspect.getmodule(custom_generate)]
+    methods = map(inspect.getmodule, (Continuer, custom_generate))
+    modules = [*methods, decoding, phrases]
     return [module for module in dict.fromkeys(modules) if hasattr(module, "__file__")]

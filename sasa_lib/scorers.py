@@ -91,6 +91,14 @@ class Scorer:
     def __reduce_ex__(self, protocol: int) -> str | tuple:
         return (self._load, ()) if self._load else super().__reduce_ex__(protocol)
 
+    def check_version(self, expected: str) -> None:
+        """Raise ValueError if a scorer that an actor loaded is not of the driver's version."""
+        if self.version != expected:
+            raise ValueError(
+                f"an actor's {self.name!r} is of version {self.version}, the one given of "
+                f"{expected}: install the same packages and models on all machines"
+            )
+
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Score every text by itself, wherever it stands in the list.
 

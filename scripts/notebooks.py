@@ -42,7 +42,8 @@ README_FIGURES = (  # run, figure, its name in figures/
     ("bench", "cost", "cost"),
     ("fronts", "figures/13_fronts", "fronts"),
 )
-NOT_PARAMETERS = ("ENGINE", "PROFILE", "PYTHON")  # the Makefile's own variables
+# The Makefile's own variables.
+NOT_PARAMETERS = ("ACTOR_GPUS", "ENGINE", "PROFILE", "PYTHON", "STORE")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -122,8 +123,9 @@ def execute(notebook: str, profile: str) -> None:
     print(f"\n== {notebook} ({profile})", file=sys.stderr, flush=True)
     # Progress bars are text here, which reads the same in a terminal and in the HTML copy.
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
-    if "SASA_CACHE" in os.environ:
-        os.environ["SASA_CACHE"] = os.path.abspath(os.environ["SASA_CACHE"])
+    for place in ("SASA_CACHE", "SASA_STORE"):
+        if os.environ.get(place) and "://" not in os.environ[place]:
+            os.environ[place] = os.path.abspath(os.environ[place])
     try:
         # Sockets in a folder of their own: of two kernels that start in the same folder at the same
         # moment, one would get the other's.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from filelock import FileLock
 from tiny_lm import tiny_boundary, tiny_lm
+from upath import UPath
 
 import sasa_lib as sl
 from sasa_lib import runs
@@ -111,6 +112,127 @@ def test_generations_of_a_real_model_do_not_depend_on_the_batch(smollm2, tmp_pat
     one = generate(*smollm2, PROMPTS[2:3], SAMPLING, folder=tmp_path / "b", **options)
     assert many[many["prompt_id"] == 2]["text"].tolist() == one["text"].tolist()
     assert (many["n_tokens"] <= 6).all() and (many["seconds"] > 0).all()
+
+
+def few(most):
+    """Plain sampling for which memory takes so many sequences."""
+    plain = sl.decoding.PlainSampling(SAMPLING.seed)
+
+    def method(model, input_ids, **options):
+        method.widths.append(len(input_ids))
+        if len(input_ids) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(model, input_ids, **options)
+
+    method.widths, method.seed = [], SAMPLING.seed
+    return method
+
+
+def test_a_batch_that_memory_does_not_take_is_halved_once(tiny, tmp_path, capsys):
+    texts = ["the cat", "it", "a dog", "she", "he likes", "the bird", "a tree", "we"]
+    method = few(6)
+    made = generate(*tiny, texts, SAMPLING, folder=tmp_path, method="m", custom_generate=method)
+    assert method.widths == [24, 12, 6, 6, 6, 6]
+    assert "2 in a batch" in capsys.readouterr().err
+    plain = generate(*tiny, texts, SAMPLING, folder=tmp_path, method="plain", progress=False)
+    pd.testing.assert_frame_equal(rows(made), rows(plain))
+    with pytest.raises(RuntimeError, match="memory does not take a prompt's 3 generations: ask"):
+        generate(*tiny, texts, SAMPLING, folder=tmp_path / "b", method="m", custom_generate=few(2))
+
+
+BAD = "the dog and the cat and the bird"
+
+
+def choosy(model, input_ids, **options):
+    """Plain sampling that cannot continue `BAD`, the longest prompt."""
+    if input_ids.shape[1] > 7 and (input_ids[:, 0] != model.config.pad_token_id).any():
+        raise RuntimeError("probability tensor contains inf")
+    return sl.decoding.PlainSampling(SAMPLING.seed)(model, input_ids, **options)
+
+
+choosy.seed = SAMPLING.seed
+
+
+def test_prompts_that_cannot_be_continued_are_set_aside(tiny, tmp_path, capsys):
+    texts = ["the cat", "", BAD, "it", None, "the cat " * 40, "a dog"]
+    options = {"folder": tmp_path, "method": "m", "custom_generate": choosy, "progress": False}
+    for bad, message in ((texts, "prompt 1 is empty"), (texts[2:4], "contains inf")):
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            generate(*tiny, bad, SAMPLING, **options)
+    options["set_aside"] = True
+    with pytest.raises(ValueError, match="prompt 0 is empty"):
+        generate(*tiny, [""], SAMPLING, **options)
+    with pytest.raises(RuntimeError, match="contains inf"):
+        generate(*tiny, [BAD], SAMPLING, **options)
+    options["progress"] = True
+    with pytest.warns(
+        UserWarning, match=r"of 7 prompts set aside, such as \d: .*set-aside.parquet"
+    ):
+        made = generate(*tiny, texts, SAMPLING, **options)
+    assert "4 set aside" in capsys.readouterr().err
+    assert made["prompt_id"].unique().tolist() == [0, 3, 6]
+    good = ["the cat", "it", "a dog"]
+    plain = generate(*tiny, good, SAMPLING, folder=tmp_path, method="plain", progress=False)
+    columns = ["prompt", "generation", "text", "n_tokens"]
+    pd.testing.assert_frame_equal(made[columns], plain[columns])
+    aside = pd.read_parquet(f"{made.attrs['run']}/set-aside.parquet")
+    assert aside["row"].tolist() == [1, 2, 4, 5] and aside["prompt"][1] == BAD
+    for reason, part in zip(
+        aside["reason"], ["is empty", "contains inf", "must be a str", "exceeds"], strict=True
+    ):
+        assert part in reason
+    # A later call of the same run, without them, leaves no file of them.
+    generate(*tiny, good, SAMPLING, **options)
+    assert not list(tmp_path.glob("*/set-aside.parquet"))
+
+
+def test_a_run_may_lie_at_an_address(tiny, tmp_path):
+    texts = ["the cat", "it", "a dog"]
+    options = {"method": "plain", "progress": False}
+    here = generate(*tiny, texts, SAMPLING, folder=tmp_path, **options)
+    generate(*tiny, texts[:2], SAMPLING, folder="memory://bucket/runs", **options)
+    there = generate(*tiny, texts, SAMPLING, folder="memory://bucket/runs", **options)
+    assert there.attrs["run"].startswith("memory://")
+    pd.testing.assert_frame_equal(rows(there), rows(here))
+    run = UPath(there.attrs["run"])
+    assert len(list(run.glob("shard-*"))) == 2
+    left = run / ".shard-01.parquet.23.tmp"
+    left.write_bytes(b"half a sh")
+    # What two drivers made at once is there twice, and read once.
+    twice = run / "shard-twice.parquet"
+    twice.write_bytes(next(iter(run.glob("shard-*"))).read_bytes())
+    pd.testing.assert_frame_equal(rows(runs.read(run)), rows(runs.read(here.attrs["run"])))
+    generate(*tiny, texts, SAMPLING, folder="memory://bucket/runs", **options)
+    assert not left.exists()
+    scorer = Scorer(name="length", version="1", _score=lambda texts: np.array([0.5] * len(texts)))
+    assert (runs.score(there, scorer, progress=False)["length"] == 0.5).all()
+    never = Scorer(name="length", version="1", _score=None)
+    assert (runs.score(there, never, progress=False)["length"] == 0.5).all()
+
+    found = [
+        sl.embeddings.extract(*tiny, texts, folder=folder, progress=False)
+        for folder in (tmp_path / "e", "memory://bucket/e", "memory://bucket/e")
+    ]
+    assert (found[0] == found[1]).all() and (found[1] == found[2]).all()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("s3://bucket/runs", "cannot keep anything in s3://bucket/runs: Install s3fs"),
+        ("nope://bucket/runs", "cannot keep anything in nope://bucket/runs: .*nope"),
+    ],
+)
+def test_an_address_that_cannot_be_reached_is_refused(tiny, address, message):
+    with pytest.raises(ValueError, match=message):
+        generate(*tiny, ["it"], SAMPLING, folder=address, method="plain")
+
+
+def test_a_store_has_a_folder_for_a_run_of_a_notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sl.places.store("../runs/paper").resolve() == tmp_path.parent / "runs" / "paper"
+    monkeypatch.setenv(sl.places.STORE, "memory://bucket")
+    assert str(sl.places.store("../runs/paper")) == "memory://bucket/paper"
 
 
 def shards(folder):

@@ -35,9 +35,9 @@ def prompts(number=160):
 @contextmanager
 def slow_file(target):
     """Leave time to be killed between writing and renaming."""
-    with sl.assets.atomic_file(target) as temporary:
+    with sl.places.atomic_file(target) as temporary:
         yield temporary
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def work(language_model, method, folder, result):

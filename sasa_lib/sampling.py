@@ -1,0 +1,280 @@
+"""Continue prompts by one model: everything that a run's texts depend on, but for the method."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import pyarrow as pa
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sasa_lib import decoding
+from sasa_lib.models import text_config
+
+SCHEMA = pa.schema(  # of a run's rows
+    {
+        "prompt": pa.string(),
+        "generation": pa.int64(),
+        "text": pa.string(),
+        "n_tokens": pa.int64(),
+        "seconds": pa.float64(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How every method of a comparison samples.
+
+    Attributes
+    ----------
+    generations : int
+        Continuations of each prompt, at least 1.
+    max_new_tokens : int
+        Length of a continuation, at most; at least 1.
+    top_k, top_p, temperature
+        As in `transformers.GenerationConfig`; top_k = 0 is no top-k.
+    seed : int
+        The randomness of a prompt's generations comes from this seed and the prompt, and so does
+        not depend on which other prompts are in the run.
+
+    Raises
+    ------
+    ValueError
+        A value out of its range.
+    """
+
+    generations: int = 25
+    max_new_tokens: int = 20
+    top_k: int = 10
+    top_p: float = 0.9
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("generations", 1), ("max_new_tokens", 1), ("top_k", 0)):
+            check_count(name, getattr(self, name), least)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be a number above 0, got {self.temperature}")
+
+
+def prompt_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+) -> tuple[dict[str, list[int]], dict[int, str]]:
+    """Return the token ids of every prompt that can be continued, and why others cannot.
+
+    Returns
+    -------
+    tokens : dict from a prompt to its token ids
+    faults : dict from the row of a prompt to a sentence
+        It is no text, is empty, or leaves no room to generate.
+
+    Raises
+    ------
+    ValueError
+        There is no prompt.
+    """
+    if isinstance(prompts, str) or len(prompts) == 0:
+        raise ValueError("expected a list of at least one prompt")
+    limit = getattr(text_config(model), "max_position_embeddings", None) or float("inf")
+    texts = [prompt for prompt in dict.fromkeys(prompts) if isinstance(prompt, str)]
+    found = dict(zip(texts, tokenizer(texts)["input_ids"], strict=True)) if texts else {}
+    faults = {}
+    for row, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            faults[row] = f"prompt {row} must be a str, got {type(prompt).__name__}"
+        elif not found[prompt]:
+            faults[row] = f"prompt {row} is empty"
+        elif len(found[prompt]) + max_new_tokens > limit:
+            faults[row] = (
+                f"prompt {row} has {len(found[prompt])} tokens; with {max_new_tokens} new ones it "
+                f"exceeds the context of {model.name_or_path} ({limit})"
+            )
+    for row in faults:
+        found.pop(prompts[row], None)
+    return found, faults
+
+
+class Continuer:
+    """Continues prompts with one model, as many at once as its memory takes.
+
+    Attributes
+    ----------
+    size : int
+        Prompts in a batch. Whenever memory runs out, it is halved for good.
+
+    Parameters
+    ----------
+    model, tokenizer
+        As returned by `sasa_lib.load_lm`.
+    sampling : Sampling
+    custom_generate : callable or None
+        The method; None is plain sampling.
+    size : int
+    set_aside : bool
+        Go on without a prompt that cannot be continued, once any could; else raise.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        custom_generate: Callable | None,
+        *,
+        size: int,
+        set_aside: bool,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.sampling, self.custom_generate = sampling, custom_generate
+        self.size, self.set_aside = size, set_aside
+        self._succeeded = False
+        self._failure: Exception | None = None
+
+    def __call__(
+        self, prompts: dict[str, list[int]]
+    ) -> Iterator[tuple[pd.DataFrame, dict[str, str]]]:
+        """Yield the rows of a batch at a time, and of prompts without rows the reason.
+
+        Parameters
+        ----------
+        prompts : dict from a prompt to its token ids
+
+        Raises
+        ------
+        RuntimeError
+            Memory does not take a single prompt's generations.
+        Exception
+            What the method raises, if prompts are not set aside, or not even one can be continued.
+        """
+        waiting = list(prompts.items())
+        while waiting:
+            batch, waiting = dict(waiting[: self.size]), waiting[self.size :]
+            made = self._tried(batch)
+            if self._failure and not self._succeeded:
+                raise self._failure
+            yield from made
+
+    def _tried(self, batch: dict[str, list[int]]) -> list[tuple[pd.DataFrame, dict[str, str]]]:
+        """Continue a batch; in halves where memory runs out, prompt by prompt where one fails."""
+        try:
+            rows = _continuations(
+                self.model, self.tokenizer, batch, self.sampling, self.custom_generate
+            )
+            self._succeeded = True
+            return [(rows, {})]
+        except Exception as error:
+            failure = error
+        full = should_reduce_batch_size(failure)
+        if full:
+            traceback.clear_frames(failure.__traceback__)  # whose tensors fill the memory
+            clear_device_cache(garbage_collection=True)
+            if len(batch) == 1:
+                failure = RuntimeError(
+                    f"memory does not take a prompt's {self.sampling.generations} generations: ask "
+                    "for fewer generations or tokens, or load the model with dtype='bfloat16'"
+                )
+        if not self.set_aside and not (full and len(batch) > 1):
+            raise failure
+        if len(batch) == 1:
+            self._failure = self._failure or failure
+            (prompt,) = batch
+            reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
+            return [(SCHEMA.empty_table().to_pandas(), {prompt: reason})]
+        if full:
+            self.size = (len(batch) + 1) // 2
+        waiting, made = list(batch.items()), []
+        while waiting:
+            size = self.size if full else 1  # which may have become less
+            part, waiting = dict(waiting[:size]), waiting[size:]
+            made += self._tried(part)
+        return made
+
+
+def _continuations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: dict[str, list[int]],
+    sampling: Sampling,
+    custom_generate: Callable | None,
+) -> pd.DataFrame:
+    """Rows of one batch, from its prompts and their token ids."""
+    # Texts of the same tokens are one prompt: how often noise saw it must not vary with the batch.
+    distinct = list(dict.fromkeys(map(tuple, batch.values())))
+    sequences = [torch.tensor(ids) for ids in distinct]
+    padding = {"batch_first": True, "padding_side": "left"}
+    ids = pad_sequence(sequences, padding_value=tokenizer.pad_token_id or 0, **padding)
+    mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], **padding)
+    _seed(sampling.seed, None if is_keyed(custom_generate, sampling) else next(iter(batch)))
+    start = time.perf_counter()
+    output = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        custom_generate=custom_generate,
+        do_sample=True,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        temperature=sampling.temperature,
+        max_new_tokens=sampling.max_new_tokens,
+        num_return_sequences=sampling.generations,
+    )
+    new = output[:, ids.shape[1] :].tolist()
+    seconds = time.perf_counter() - start
+    new = [sequence[: _length(sequence, _ends(model))] for sequence in new]
+    number = sampling.generations
+    first = {ids: row * number for row, ids in enumerate(distinct)}
+    rows = [first[tuple(ids)] + i for ids in batch.values() for i in range(number)]
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    return pd.DataFrame(
+        {
+            "prompt": [prompt for prompt in batch for _ in range(number)],
+            "generation": list(range(number)) * len(batch),
+            "text": [texts[row] for row in rows],
+            "n_tokens": [len(new[row]) for row in rows],
+            "seconds": seconds / len(rows),
+        }
+    )
+
+
+def is_keyed(custom_generate: Callable | None, sampling: Sampling) -> bool:
+    """Whether a method draws with noise of its own, whatever else is in the batch."""
+    inner = getattr(custom_generate, "then", None) or custom_generate
+    if isinstance(inner, decoding.SASA | decoding.PlainSampling):
+        return True
+    return getattr(inner, "seed", None) is not None and sampling.top_k > 0
+
+
+def _seed(seed: int, prompt: str | None) -> None:
+    """Seed torch's generator, from which keyed noise takes its seed and the rest all it draws."""
+    if prompt is not None:
+        digest = hashlib.sha256(f"{seed}|{prompt}".encode()).digest()
+        seed = int.from_bytes(digest[:8], "big", signed=True)
+    torch.manual_seed(seed)
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Raise ValueError unless a parameter is a whole number of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _ends(model: PreTrainedModel) -> set[int]:
+    """Tokens at which `generate` stops."""
+    ends = model.generation_config.eos_token_id
+    return set(ends) if isinstance(ends, list) else {ends}
+
+
+def _length(ids: list[int], ends: set[int]) -> int:
+    return next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
