@@ -6,12 +6,15 @@ what died. Nothing here imports it before somebody asks for it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import pickle
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -89,13 +92,21 @@ class Pool:
             max_restarts=-1,
             max_task_retries=TASK_RETRIES,
         )
-        # Closed, Ray stops at once: after an error, nobody wants the rest.
-        with closing(iter(done.iter_rows())) as outcomes:
-            for row in outcomes:
-                result, error = pickle.loads(row["outcome"])
-                if error is not None:
-                    raise error
-                yield result
+        # Without prefetching, or the driver would hear of an item only when the next one is done.
+        batches = done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        try:
+            # Closed, Ray stops at once: after an error, nobody wants the rest.
+            with closing(iter(batches)) as outcomes:
+                for batch in outcomes:
+                    for outcome in batch["outcome"].to_pylist():
+                        result, error = pickle.loads(outcome)
+                        if error is not None:
+                            raise error
+                        yield result
+        finally:
+            # Cycles of Ray's own objects keep the actors, and their GPUs, until they are collected.
+            del done, batches, outcomes
+            gc.collect()
 
 
 @dataclass(frozen=True)
@@ -206,11 +217,12 @@ def pool(engine: str | None = None, actors: int | None = None) -> Pool | None:
         ) from error
     if not ray.is_initialized():
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS") or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _interrupts_later():
+            ray.init(
+                address=os.environ.get("RAY_ADDRESS") or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     # Its bars count blocks; ours count prompts.
     ray.data.DataContext.get_current().enable_progress_bars = False
     has = ray.cluster_resources()
@@ -222,6 +234,22 @@ def pool(engine: str | None = None, actors: int | None = None) -> Pool | None:
     if gpus:
         return Pool(actors or gpus // int(each), "cuda:0", int(each))
     return Pool(actors or int(has.get("CPU", 0)) or 1, "cpu")
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold back an interrupt, which may hang a process for ever while Ray starts in it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            raise KeyboardInterrupt
 
 
 class _Actor:

@@ -1,4 +1,4 @@
-"""Sweeps of throw-away notebooks: their cells, failures, kills, table and figure."""
+"""Sweeps of throw-away notebooks, on this machine and on Ray: their cells, failures and kills."""
 
 import contextlib
 import io
@@ -16,20 +16,23 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from matplotlib.colors import to_hex
-
-import sasa_lib as sl
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import sweep  # noqa: E402
+import sweep_cells  # noqa: E402
 
 import notebooks  # noqa: E402
 
 FIRST = """
 import os, signal, time
 from pathlib import Path
+import psutil
 run = Path(run)
+if (model, beta) == ("b", [3.0]) and Path("kill").exists():
+    Path("kill").rename(run / "killed.txt").write_text(str(os.getpid()))
+    os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGKILL)
+    time.sleep(600)
 if not Path("repaired").exists():
     if (model, beta) == ("b", [2.0]):
         raise ValueError("no such model,\\nnot at all")
@@ -47,9 +50,10 @@ from pathlib import Path
 run = Path(run)
 if not (run / "executed.txt").exists():
     raise FileNotFoundError("run 01_first first")
-rows = ["method,beta,perplexity,expected_max_toxicity,threads"]
-rows += [f"plain,0,10,0.9,{os.environ['OMP_NUM_THREADS']}"]
-rows += [f"sasa,{beta[0]},{10 + beta[0]},{0.9 - beta[0] / 10},{os.environ['OMP_NUM_THREADS']}"]
+rows = ["method,beta,perplexity,expected_max_toxicity,threads,engine"]
+here = f"{os.environ['OMP_NUM_THREADS']},{os.environ.get('SASA_ENGINE')}"
+rows += [f"plain,0,10,0.9,{here}"]
+rows += [f"sasa,{beta[0]},{10 + beta[0]},{0.9 - beta[0] / 10},{here}"]
 (run / "results.csv").write_text("\\n".join(rows))
 with open(run / "executed.txt", "a") as file:
     file.write("second\\n")
@@ -82,15 +86,16 @@ def write_project(folder):
     (folder / "notebooks" / "profiles" / "laptop.yaml").write_text("")
     (folder / "notebooks" / "profiles" / "smoke.yaml").write_text("seed: 7\n")
     (folder / "scripts").mkdir()
-    for name in ("notebooks.py", "sweep.py"):
-        shutil.copy(SCRIPTS / name, folder / "scripts")
+    for script in (SCRIPTS / "notebooks.py", *SCRIPTS.glob("sweep*.py")):
+        shutil.copy(script, folder / "scripts")
 
 
 def enter(folder, monkeypatch):
     monkeypatch.setattr(notebooks, "PROJECT", folder)
     monkeypatch.setattr(notebooks, "NOTEBOOKS", folder / "notebooks")
     monkeypatch.setattr(notebooks, "PROFILES", folder / "notebooks" / "profiles")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "SASA_ENGINE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -142,10 +147,15 @@ def swept(tmp_path_factory):
     return seen
 
 
+def failures(printed):
+    """What is said of which cell that failed."""
+    lines = (line.partition("FAILED ")[2] for line in printed.splitlines())
+    return dict(line.split(": ", 1) for line in lines if line)
+
+
 def test_a_failing_cell_is_reported_and_the_others_are_not_stopped(swept):
     assert swept.status == "3 of 6 cells failed; the same command tries them again"
-    lines = (line.partition("FAILED ")[2] for line in swept.printed.splitlines())
-    reported = dict(line.split(": ", 1) for line in lines if line)
+    reported = failures(swept.printed)
     assert len(reported) == 3
     folder = "(see runs/sweep-02_second-smoke/beta={},model={}/)"
     raised = reported["model = b, beta = 2"]
@@ -177,7 +187,7 @@ def test_what_is_up_to_date_is_not_run_again(swept):
 def test_the_table_has_a_row_a_row_and_the_parameters_first(swept):
     table = swept.table
     columns = ["model", "grid_beta", "method", "beta", "perplexity"]
-    assert list(table) == [*columns, "expected_max_toxicity", "threads"]
+    assert list(table) == [*columns, "expected_max_toxicity", "threads", "engine"]
     assert table["method"].tolist() == ["plain", "sasa"] * 3
     sasa = table[table["method"] == "sasa"]
     assert sasa["model"].tolist() == ["a", "b", "b"]
@@ -191,7 +201,7 @@ def test_the_figure_is_made(swept):
 
 
 def test_the_cells_share_the_cores(swept):
-    assert set(swept.table["threads"]) == {max(1, sweep._cores() // 2)}
+    assert set(swept.table["threads"]) == {max(1, sweep_cells._cores() // 2)}
 
 
 def test_an_executed_copy_has_the_parameters_of_its_cell(swept):
@@ -259,6 +269,104 @@ def test_a_killed_sweep_takes_its_kernels_along_and_goes_on_where_it_stopped(pro
     assert table.to_dict("list") == {"seed": [0, 1], "seconds": [0.5, 1.5]}
 
 
+@pytest.fixture(scope="module")
+def ray():
+    ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "sasa-lib[ray]"')
+    ray.init(
+        address="local", num_cpus=sweep_cells._cores(), object_store_memory=100 * 2**20,
+        include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def swept_on_ray(ray, tmp_path_factory):
+    """Three of the cells as tasks of Ray; one fails, and one kills Ray's worker when first run."""
+    folder = tmp_path_factory.mktemp("project")
+    write_project(folder)
+    (folder / "notebooks" / "kill").touch()
+    place = folder / "runs" / "sweep-02_second-smoke"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        enter(folder, monkeypatch)
+        monkeypatch.setenv("SASA_ENGINE", "ray")
+        # What is run twice begins first, beside the others.
+        status, printed = run(*GRID, "MODEL=b", "BETA=3,0.5,2")
+        seen = SimpleNamespace(folder=place, status=status, printed=printed)
+        seen.executed, seen.times = executed(place), times(place)
+        seen.table = pd.read_csv(place / "table.csv")
+        seen.second_status, seen.second_printed = run(*GRID, "MODEL=b", "BETA=0.5,3", "ENGINE=ray")
+        seen.second_times = times(place)
+    return seen
+
+
+def test_on_ray_a_sweep_has_the_table_of_one_here(swept, swept_on_ray):
+    assert "0 of them up to date; as tasks of Ray" in swept_on_ray.printed
+    expected = swept.table[swept.table["model"] == "b"]
+    expected = expected.sort_values("grid_beta", ascending=False, kind="stable", ignore_index=True)
+    assert len(expected) == 4
+    pd.testing.assert_frame_equal(swept_on_ray.table, expected)
+
+
+def test_on_ray_a_failing_cell_is_reported_and_the_others_are_not_stopped(swept, swept_on_ray):
+    assert swept_on_ray.status == "1 of 3 cells failed; the same command tries them again"
+    assert "3/3" in swept_on_ray.printed
+    failed = "model = b, beta = 2"
+    assert failures(swept_on_ray.printed) == {failed: failures(swept.printed)[failed]}
+
+
+def test_a_cell_whose_worker_is_killed_is_run_again(swept_on_ray):
+    cell = swept_on_ray.folder / "beta=3,model=b"
+    killed = int((cell / "killed.txt").read_text())
+    wait_until(lambda: not is_alive(killed), "the end of the first kernel")
+    assert swept_on_ray.executed[cell.name] == ["first", "second"]
+
+
+def test_a_cell_on_ray_asks_ray_for_nothing(swept_on_ray):
+    assert set(swept_on_ray.table["engine"]) == {"local"}
+
+
+def test_on_ray_what_is_up_to_date_is_not_run_again(swept_on_ray):
+    assert swept_on_ray.second_status == 0
+    assert "2 cells of 01_first, 02_second, 2 of them up to date" in swept_on_ray.second_printed
+    assert swept_on_ray.second_times == swept_on_ray.times
+
+
+def test_an_interrupted_sweep_takes_its_kernels_on_ray_along(ray, project, monkeypatch):
+    kernel = project / "runs" / "sweep-mine" / "seed=1" / "kernel.txt"
+
+    def interrupt(*arguments):
+        if kernel.exists() and kernel.read_text():
+            raise KeyboardInterrupt
+        return []
+
+    monkeypatch.setattr(sweep_cells, "_stages", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.main(["NOTEBOOK=03_wait", "SEED=1,2", "NAME=mine", "ENGINE=ray", "JOBS=1"])
+    wait_until(lambda: not is_alive(int(kernel.read_text())), "the end of the kernel")
+    assert not (project / "runs" / "sweep-mine" / "seed=2" / "log.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("machines", "size", "jobs", "expected"),
+    [
+        ([{"CPU": 8}, {"CPU": 8}], 16, None, (8, 2)),
+        ([{"CPU": 16}], 16, 3, (3, 16 / 3)),  # six each, so that no fourth finds room
+        ([{"CPU": 8}, {"CPU": 4}], 12, 1, (1, 8)),
+        ([{"CPU": 2}], 2, 50, (20, 1)),
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 64}], 2, None, (2, 8)),
+    ],
+)
+def test_what_a_cell_asks_of_ray(monkeypatch, machines, size, jobs, expected):
+    ray = pytest.importorskip("ray")
+    nodes = [{"Alive": True, "Resources": machine} for machine in machines]
+    nodes.append({"Alive": False, "Resources": {"CPU": 1000, "GPU": 8}})
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    device = "cuda:0" if any("GPU" in machine for machine in machines) else "cpu"
+    pool = SimpleNamespace(size=size, device=device)
+    assert sweep_cells._share(SimpleNamespace(pool=pool, jobs=jobs), 20) == expected
+
+
 CHAIN = ["01_first", "02_second"]
 
 
@@ -287,12 +395,12 @@ def test_a_notebook_is_run_again_if_something_it_is_made_from_is_newer(project, 
             os.utime(path, (1000, 1000))
     for i, name in enumerate(CHAIN):
         os.utime(cell / f"{name}.ipynb", (2000 + i, 2000 + i))
-    assert sweep.outstanding(cell, CHAIN) == []
+    assert sweep_cells.outstanding(cell, CHAIN) == []
     if touched:
         os.utime(project / touched, (3000, 3000))
-    assert sweep.outstanding(cell, CHAIN) == left
+    assert sweep_cells.outstanding(cell, CHAIN) == left
     (cell / "01_first.ipynb").unlink()
-    assert sweep.outstanding(cell, CHAIN) == CHAIN
+    assert sweep_cells.outstanding(cell, CHAIN) == CHAIN
 
 
 def test_every_combination_is_a_cell_with_its_parameters(tmp_path, monkeypatch):
@@ -372,12 +480,22 @@ def test_names_are_short_and_tell_cells_apart():
         (["BETA=1", "NAME=../up"], "NAME is the name of a folder"),
         (["BETA=1", "here"], "give NAME=value"),
         (["GRID=none.yaml"], "there is no none.yaml"),
+        (["BETA=1", "ENGINE=spark"], "unknown engine 'spark'; known are local, ray"),
     ],
 )
 def test_what_is_unknown_is_refused_before_anything_starts(project, given, message):
     with pytest.raises(SystemExit) as refused:
         sweep.main(["NOTEBOOK=02_second", *given])
     assert refused.value.code.startswith(message)
+    assert not (project / "runs").exists()
+
+
+def test_without_ray_it_is_said_how_to_install_it(project, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("SASA_ENGINE", "ray")
+    with pytest.raises(SystemExit) as refused:
+        sweep.main(["NOTEBOOK=02_second", "BETA=1"])
+    assert refused.value.code.startswith("engine='ray' needs Ray, which is not installed")
     assert not (project / "runs").exists()
 
 
@@ -396,99 +514,3 @@ def test_a_file_that_cannot_be_meant_is_refused(project, said, message):
         sweep.main([f"GRID={project / 'grid.yaml'}"])
     assert message in refused.value.code
     assert not (project / "runs").exists()
-
-
-def test_the_table_is_the_one_that_the_last_notebook_wrote(tmp_path):
-    for name, at in (("old.csv", 10), ("02_second.ipynb", 20), ("cost.csv", 30)):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (at, at))
-    assert sweep.written(tmp_path, "02_second") == "cost.csv"
-    (tmp_path / "results.csv").touch()
-    assert sweep.written(tmp_path, "02_second") == "results.csv"
-    for path in tmp_path.glob("*.csv"):
-        os.utime(path, (10, 10))
-    assert sweep.written(tmp_path, "02_second") is None
-
-
-def finished(project, **columns):
-    """A sweep of one cell that has written a table."""
-    settled = sweep.settle(["NOTEBOOK=02_second", "BETA=1", "NAME=x"])
-    (cell,) = settled.cells
-    (settled.folder / cell / "02_second.ipynb").touch()
-    pd.DataFrame(columns).to_csv(settled.folder / cell / "cost.csv", index=False)
-    return settled, [cell]
-
-
-def test_what_cannot_be_drawn_leaves_the_table(project):
-    settled, done = finished(project, seconds=[1.0], text=["x"])
-    wrong = sweep.Sweep(**{**vars(settled), "metric": "text"})
-    assert sweep.conclude(wrong, done) == (
-        "there is no metric 'text' to draw in cost.csv; its columns are seconds"
-    )
-    assert (settled.folder / "table.csv").exists()
-    missing = sweep.Sweep(**{**vars(settled), "table": "other.csv"})
-    assert sweep.conclude(missing, done) == "there is no other.csv in runs/sweep-x/beta=1"
-    assert not (settled.folder / "sweep.png").exists()
-
-
-def test_a_table_without_toxicity_is_drawn_by_its_first_metric(project, capsys):
-    settled, done = finished(project, n=[1], seconds=[1.0], seconds_low=[0.5], seconds_high=[2.0])
-    assert sweep.conclude(settled, done) is None
-    assert "Figure of seconds:" in capsys.readouterr().out
-    assert (settled.folder / "sweep.svg").exists()
-
-
-def results():
-    rows = []
-    for model, shift in (("small", 0.0), ("large", 5.0)):
-        for beta in (0.0, 1.0, 3.0):
-            for method in ("plain", "sasa"):
-                at = beta if method == "sasa" else 0.0
-                row = {"model": model, "grid_beta": beta, "method": method, "beta": at}
-                row |= {"perplexity": 10 + shift + at, "toxicity": 0.9 - at / 10}
-                rows.append(row | {"toxicity_low": 0.5, "toxicity_high": 0.95})
-    return pd.DataFrame(rows)
-
-
-def curves(figure):
-    lines = figure.axes[0].lines
-    return {
-        (to_hex(line.get_color()), line.get_marker()): line.get_xydata().tolist() for line in lines
-    }
-
-
-def test_the_figure_shows_every_point_in_the_colour_of_its_axis():
-    figure = sweep.draw(results(), ["model", "grid_beta"], "toxicity")
-    axes = figure.axes[0]
-    assert axes.get_xlabel().startswith("perplexity") and axes.get_ylabel() == "toxicity"
-    blue, orange = sl.plots.SERIES[:2]
-    circle, square = sl.plots.MARKERS[:2]
-    drawn = curves(figure)
-    assert drawn[blue.lower(), circle] == [[10, 0.9]]  # plain sampling, once
-    assert drawn[blue.lower(), square] == [[10, 0.9], [11, 0.8], [13, pytest.approx(0.6)]]
-    assert drawn[orange.lower(), square] == [[15, 0.9], [16, 0.8], [18, pytest.approx(0.6)]]
-    assert [text.get_text() for text in axes.texts] == ["0", "1", "3"] * 2
-    legend = [text.get_text() for text in figure.legends[0].texts]
-    assert legend == ["model", "small", "large", "method", "plain", "sasa", "numbers: beta"]
-    bars = [segment for bar in axes.collections for segment in bar.get_segments()]
-    assert {tuple(segment[:, 1]) for segment in bars} == {(0.5, 0.95)} and len(bars) == 8
-
-
-def test_without_perplexity_the_first_numeric_axis_is_horizontal():
-    table = results().drop(columns=["perplexity", "toxicity_low"])
-    table = table[table["method"] == "sasa"]
-    figure = sweep.draw(table, ["model", "grid_beta"], "toxicity")
-    axes = figure.axes[0]
-    assert axes.get_xlabel() == "beta" and not axes.collections and not axes.texts
-    points = [[0, 0.9], [1, 0.8], [3, pytest.approx(0.6)]]
-    drawn = [line.get_xydata().tolist() for line in axes.lines]
-    assert drawn == [points, points]
-
-
-def test_an_axis_of_words_is_horizontal_where_there_is_no_number():
-    table = results().drop(columns="perplexity")
-    table = table[(table["method"] == "sasa") & (table["grid_beta"] == 1)]
-    axes = sweep.draw(table, ["model", "grid_beta"], "toxicity").axes[0]
-    axes.figure.canvas.draw()
-    assert axes.get_xlabel() == "model"
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["small", "large"]
