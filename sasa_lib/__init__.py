@@ -1,5 +1,8 @@
 """Self-detoxifying language models: self-disciplined autoregressive sampling (SASA)."""
 
+from importlib import import_module
+from types import ModuleType
+
 from sasa_lib import (
     agreement,
     baselines,
@@ -10,7 +13,6 @@ from sasa_lib import (
     embeddings,
     metrics,
     places,
-    plots,
     runs,
     values,
 )
@@ -47,3 +49,10 @@ __all__ = [
     "runs",
     "values",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import `plots` when it is asked for: Ray's actors can do without matplotlib."""
+    if name == "plots":
+        return import_module("sasa_lib.plots")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -94,9 +94,10 @@ class Pool:
         )
         # Without prefetching, or the driver would hear of an item only when the next one is done.
         batches = done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        outcomes = iter(batches)
         try:
             # Closed, Ray stops at once: after an error, nobody wants the rest.
-            with closing(iter(batches)) as outcomes:
+            with closing(outcomes):
                 for batch in outcomes:
                     for outcome in batch["outcome"].to_pylist():
                         result, error = pickle.loads(outcome)

@@ -89,7 +89,7 @@ def prompt_tokens(
     if isinstance(prompts, str) or len(prompts) == 0:
         raise ValueError("expected a list of at least one prompt")
     limit = getattr(text_config(model), "max_position_embeddings", None) or float("inf")
-    texts = [prompt for prompt in dict.fromkeys(prompts) if isinstance(prompt, str)]
+    texts = list(dict.fromkeys(prompt for prompt in prompts if isinstance(prompt, str)))
     found = dict(zip(texts, tokenizer(texts)["input_ids"], strict=True)) if texts else {}
     faults = {}
     for row, prompt in enumerate(prompts):
@@ -102,9 +102,8 @@ def prompt_tokens(
                 f"prompt {row} has {len(found[prompt])} tokens; with {max_new_tokens} new ones it "
                 f"exceeds the context of {model.name_or_path} ({limit})"
             )
-    for row in faults:
-        found.pop(prompts[row], None)
-    return found, faults
+    bad = {prompts[row] for row in faults if isinstance(prompts[row], str)}
+    return {prompt: ids for prompt, ids in found.items() if prompt not in bad}, faults
 
 
 class Continuer:

@@ -18,15 +18,20 @@ def test_an_embedded_model_speaks_english(smollm2):
     assert "Paris" in tokenizer.decode(output[0])
 
 
-def test_a_local_folder_loads_under_its_name(tmp_path, smollm2):
+@pytest.fixture
+def tiny_folder(tmp_path, smollm2):
     config = transformers.LlamaConfig(
         vocab_size=49152, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=16,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     smollm2[1].save_pretrained(tmp_path)
-    model, _ = sl.load_lm(str(tmp_path), device="cpu", dtype="bfloat16")
-    assert model.name_or_path == str(tmp_path) and model.dtype == torch.bfloat16
+    return str(tmp_path)
+
+
+def test_a_local_folder_loads_under_its_name(tiny_folder):
+    model, _ = sl.load_lm(tiny_folder, device="cpu", dtype="bfloat16")
+    assert model.name_or_path == tiny_folder and model.dtype == torch.bfloat16
 
 
 def test_unknown_names_are_refused_in_one_sentence(monkeypatch):
@@ -51,3 +56,35 @@ def test_a_fingerprint_tells_weights_apart():
     with torch.no_grad():
         again.model.layers[0].mlp.up_proj.weight.add_(0.01)
     assert fingerprint(first) != fingerprint(again)
+
+
+@pytest.mark.parametrize(
+    ("places", "refused"),
+    [({"model": 0, "lm_head": 1}, False), ({"model": 0, "lm_head": "disk"}, True)],
+)
+def test_a_model_is_spread_over_gpus_and_nothing_else(monkeypatch, tiny_folder, places, refused):
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def spread(source, *, dtype, device_map):
+        model = load(source, dtype=dtype)
+        model.hf_device_map, model.to = places, None  # not to be moved
+        asked.append(device_map)
+        return model
+
+    asked = []
+    monkeypatch.setattr(sl.models.AutoModelForCausalLM, "from_pretrained", spread)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if refused:
+        with pytest.raises(ValueError, match=r"does not fit into the memory of 2 GPUs: give it"):
+            sl.load_lm(tiny_folder, device="balanced")
+    else:
+        assert sl.load_lm(tiny_folder, device="balanced")[0].dtype == torch.bfloat16
+    assert asked == ["balanced"]
+
+
+def test_without_a_gpu_nothing_is_spread(tiny_folder):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    model, _ = sl.load_lm(tiny_folder, device="balanced")
+    assert model.device.type in ("cpu", "mps") and not hasattr(model, "hf_device_map")
