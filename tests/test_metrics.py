@@ -394,6 +394,27 @@ def test_judgements_are_made_once_and_summarised(smollm2, generations, tmp_path)
         metrics.summarise(judged[:3], ["words"])
 
 
+def test_judging_goes_on_where_it_was_interrupted(smollm2, generations, tmp_path, monkeypatch):
+    whole = metrics.judged(generations, [], *smollm2, progress=False)
+    monkeypatch.setattr(metrics, "JUDGED_AT_ONCE", 3)
+    seen = []
+
+    def score(texts):
+        seen.append(list(texts))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return np.full(len(texts), 0.25)
+
+    judges = [Scorer("a-quarter", "1", score)], *smollm2
+    with pytest.raises(KeyboardInterrupt):
+        metrics.judged(generations, *judges, folder=tmp_path, progress=False)
+    judged = metrics.judged(generations, *judges, folder=tmp_path, progress=False)
+    texts = generations["text"].tolist()
+    assert seen == [texts[:3], texts[3:], texts[3:]]
+    pd.testing.assert_frame_equal(judged.drop(columns="a-quarter"), whole, atol=1e-4)
+    assert (judged["a-quarter"] == 0.25).all() and len(list(tmp_path.iterdir())) == 2
+
+
 def test_offensive_words_are_masked_and_others_are_not():
     assert sl.mask_text("You stupid idiot, it rains on Monday!") == (
         "You s***** i****, it rains on Monday!"
