@@ -75,8 +75,8 @@ class Pool:
             made = ray.put(ray.cloudpickle.dumps(make))
         except (TypeError, AttributeError, pickle.PicklingError) as error:
             raise ValueError(
-                f"engine='ray' cannot send this method to other processes ({error}): use "
-                "engine='local', or keep what cannot be pickled out of it"
+                f"engine='ray' cannot send this to other processes ({error}): use "
+                "engine='local', or keep what cannot be pickled out of the method or scorer"
             ) from error
         rows = [{"item": ray.cloudpickle.dumps(item)} for item in items]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -190,8 +190,8 @@ def pool(engine: str | None = None, actors: int | None = None) -> Pool | None:
     Raises
     ------
     ValueError
-        Unknown engine, a number of actors under 1, or one for the local engine; or more GPUs to
-        an actor than the cluster has.
+        Unknown engine, a number of actors under 1, or one for the local engine; more GPUs to an
+        actor than a machine has; or no Ray at RAY_ADDRESS.
     ImportError
         Ray is not installed.
     """
@@ -218,23 +218,28 @@ def pool(engine: str | None = None, actors: int | None = None) -> Pool | None:
         ) from error
     if not ray.is_initialized():
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        with _interrupts_later():
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS") or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        try:
+            with _interrupts_later():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise ValueError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error
     # Its bars count blocks; ours count prompts.
     ray.data.DataContext.get_current().enable_progress_bars = False
-    has = ray.cluster_resources()
-    gpus, each = int(has.get("GPU", 0)), os.environ.get(ACTOR_GPUS) or "1"
+    each = os.environ.get(ACTOR_GPUS) or "1"
     if not each.isdecimal() or int(each) < 1:
         raise ValueError(f"{ACTOR_GPUS} must be a whole number of at least 1, got {each!r}")
-    if int(each) > max(1, gpus):
-        raise ValueError(f"{ACTOR_GPUS} is {each}, but the cluster has {gpus} GPUs")
-    if gpus:
-        return Pool(actors or gpus // int(each), "cuda:0", int(each))
-    return Pool(actors or int(has.get("CPU", 0)) or 1, "cpu")
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = [int(machine.get("GPU", 0)) for machine in machines]
+    if max(gpus, default=0):
+        places = sum(has // int(each) for has in gpus)
+        if not places:
+            raise ValueError(f"{ACTOR_GPUS} is {each}, but no machine has more than {max(gpus)}")
+        return Pool(actors or places, "cuda:0", int(each))
+    if int(each) > 1:
+        raise ValueError(f"{ACTOR_GPUS} is {each}, but no machine of the cluster has a GPU")
+    cpus = sum(int(machine.get("CPU", 0)) for machine in machines)
+    return Pool(actors or max(1, cpus), "cpu")
 
 
 @contextmanager
@@ -275,10 +280,15 @@ class _Actor:
 
 
 def _noted(error: Exception) -> Exception:
-    """Keep the traceback, which pickling drops, as a note."""
-    if not getattr(error, "__notes__", None):
-        error.add_note("in an actor of Ray:\n" + traceback.format_exc())
-    return error
+    """Keep the traceback, which pickling drops, as a note of what can be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        noted = error
+    except Exception:  # whatever a class may do when it is pickled or made again
+        noted = RuntimeError(f"{type(error).__name__}: {error}")
+    if not any("in an actor of Ray" in note for note in getattr(error, "__notes__", ())):
+        noted.add_note("in an actor of Ray:\n" + "".join(traceback.format_exception(error)))
+    return noted
 
 
 def _raise(error: Exception, item: object) -> None:

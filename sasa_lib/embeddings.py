@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
 from sasa_lib import cluster
-from sasa_lib.assets import provenance
+from sasa_lib.assets import AssetError, provenance
 from sasa_lib.models import blocks, fingerprint, text_config
 from sasa_lib.places import atomic_file, place
 
@@ -77,6 +77,8 @@ def extract(
     ValueError
         Unknown pooling or layer, no texts, a text without tokens or longer than the model's
         context, hidden states that are not finite, or Ray without a folder.
+    AssetError
+        The folder cannot be written, or actors write where this process cannot see it.
     ImportError
         The engine is Ray, and Ray is not installed.
     """
@@ -87,7 +89,6 @@ def extract(
     layers = [check_layer(model, layer) for layer in layers]
     texts = tokenised(model, tokenizer, corpus)
     chosen = POOLINGS.index(pooling)
-    pool = None if folder is None else cluster.pool(engine, actors)
     with tqdm(total=len(texts), desc="embedding", unit="text", disable=not progress) as bar:
         if folder is None:
             return _embed(model, texts, layers, batch_tokens, bar)[:, :, chosen]
@@ -101,6 +102,7 @@ def extract(
             if not all(file.exists() for file in of_layers.values())
         ]
         bar.update(len(texts) - sum(map(len, missing)))
+        pool = cluster.pool(engine, actors) if missing else None
         if pool:
             copy = cluster.ModelCopy.of(model, tokenizer, pool)
             make = partial(_keeper, copy, folder, identity, layers, batch_tokens)
@@ -254,8 +256,14 @@ def _files(
 
 
 def _read(file: Path | UPath) -> np.ndarray:
-    with file.open("rb") as content:
-        return np.load(content)
+    try:
+        with file.open("rb") as content:
+            return np.load(content)
+    except FileNotFoundError as error:
+        raise AssetError(
+            f"what an actor wrote into {file.parent} is not to be seen here: give a folder on a "
+            "disk that all machines of the cluster share, or the address of an object store"
+        ) from error
 
 
 def _keep(

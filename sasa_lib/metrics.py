@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -263,6 +263,8 @@ def negative_log_likelihoods(
     tokens : numpy.ndarray of int, shape [n]
         Tokens of each text under this tokenizer; 0 for an empty text.
     """
+    if not len(texts):
+        return np.zeros(0), np.zeros(0, dtype=int)
     before = tokenizer(list(prompts))["input_ids"]
     after = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     nll = np.zeros(len(texts))
@@ -289,7 +291,9 @@ def negative_log_likelihoods(
             inputs = {"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}
             if own_head:
                 hidden = model.base_model(**inputs).last_hidden_state
-                logits = head(model, hidden[row_of, column - 1]).float()
+                # A spread model's are on its last device.
+                places = row_of.to(hidden.device), (column - 1).to(hidden.device)
+                logits = head(model, hidden[places]).float().to(ids.device)
             else:
                 logits = model(**inputs).logits[row_of, column - 1].float()
             losses = torch.nn.functional.cross_entropy(
@@ -342,7 +346,10 @@ def judged(
     Raises
     ------
     ValueError
-        `perplexity_generations` under 1, or a scorer or model that Ray's actors cannot have.
+        No generations, `perplexity_generations` under 1, or a scorer or model that Ray's actors
+        cannot have.
+    AssetError
+        The folder cannot be written.
     ImportError
         The engine is Ray, and Ray is not installed.
     """
@@ -351,6 +358,8 @@ def judged(
             "perplexity_generations must be at least 1, or None for all, "
             f"got {perplexity_generations}"
         )
+    if generations.empty:
+        raise ValueError("there are no generations to judge")
     generations = generations.reset_index(drop=True)
     most = perplexity_generations or len(generations)
     texts = generations[["prompt", "text"]]
@@ -378,17 +387,35 @@ def judged(
             done = pool.each(partial(_judge_maker, copy, others, versions), missing)
         else:
             done = ((i, _judgements(others, model, tokenizer, part)) for i, part in missing)
-        for i, judgements in done:
-            for scorer in asked:
-                judgements[scorer.name] = scorer(parts[i]["text"].tolist())
-            found[i] = judgements
-            if files[i] is not None:
-                with atomic_file(files[i]) as temporary:
-                    write_table(judgements, temporary)
-            bar.update(len(judgements))
+        with closing(done):  # or an error, as long as it is kept, would keep Ray's actors
+            for i, judgements in done:
+                for scorer in asked:
+                    judgements[scorer.name] = scorer(parts[i]["text"].tolist())
+                found[i] = judgements
+                if files[i] is not None:
+                    with atomic_file(files[i]) as temporary:
+                        write_table(judgements, temporary)
+                bar.update(len(judgements))
     columns = [*(scorer.name for scorer in scorers), "nll", "nll_tokens"]
     judgements = pd.concat([found[i] for i in range(len(parts))], ignore_index=True)
     return generations.join(judgements[columns])
+
+
+def on_common_prompts(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Keep the prompts that every method has continued, where some were set aside.
+
+    Parameters
+    ----------
+    tables : sequence of pandas.DataFrame
+        As `sasa_lib.runs.generate` returns them, one a method.
+
+    Returns
+    -------
+    list of pandas.DataFrame
+        The tables without the other prompts, on which methods could not be compared.
+    """
+    common = set.intersection(*(set(table["prompt"]) for table in tables))
+    return [table[table["prompt"].isin(common)].reset_index(drop=True) for table in tables]
 
 
 def _file(folder: Path | UPath, judges: list, texts: pd.DataFrame) -> Path | UPath:

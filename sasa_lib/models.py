@@ -66,7 +66,7 @@ def load_lm(
             f"nor a folder with a causal language model, nor reachable on the hub "
             f"({_first_line(error)})"
         ) from error
-    if spread and {"cpu", "disk"} & set(map(str, model.hf_device_map.values())):
+    if spread and any(weight.device.type != "cuda" for weight in model.parameters()):
         raise ValueError(
             f"{name!r} does not fit into the memory of {torch.cuda.device_count()} GPUs: "
             "give it more of them, or a smaller dtype"
@@ -107,7 +107,8 @@ def is_own_head(model: PreTrainedModel, hidden: torch.Tensor, logits: torch.Tens
     """Whether `head` turns these final hidden states into these logits, the model's own."""
     tolerance = 1e-3 if model.dtype == torch.float32 else 3e-2
     found = head(model, hidden).float()
-    return torch.allclose(found, logits.float(), atol=tolerance, rtol=tolerance)
+    logits = logits.to(found.device).float()  # a spread model's are where its first block is
+    return torch.allclose(found, logits, atol=tolerance, rtol=tolerance)
 
 
 def text_config(model: PreTrainedModel) -> PreTrainedConfig:

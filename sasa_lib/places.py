@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow.dataset as ds
 from filelock import FileLock, Timeout
 from upath import UPath
 
-from sasa_lib.assets import AssetError
+from sasa_lib.assets import AssetError, cache_dir
 
 STORE = "SASA_STORE"  # the environment variable that names where runs keep what is long work
 
@@ -56,10 +55,14 @@ def store(run: str | Path) -> Path | UPath:
     ----------
     run : str or Path
         The run's folder: the answer, unless the environment variable SASA_STORE names an address,
-        in which the run then has a folder of its name.
+        in which it has the place that it has in runs/.
     """
     address = os.environ.get(STORE)
-    return place(address) / Path(run).resolve().name if address else Path(run)
+    if not address:
+        return Path(run)
+    parts = Path(run).resolve().parts
+    inside = parts[parts.index("runs") + 1 :] if "runs" in parts else parts[-1:]
+    return place(address).joinpath(*inside)
 
 
 @contextmanager
@@ -109,9 +112,9 @@ def alone(folder: Path | UPath) -> Iterator[None]:
     AssetError
         The folder cannot be written.
     """
-    lock = Path(folder, ".lock") if isinstance(folder, Path) else _lock_of(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = folder / ".lock" if isinstance(folder, Path) else _lock_of(folder)
         held = FileLock(lock).acquire(timeout=0)
     except Timeout as error:
         raise RuntimeError(
@@ -156,7 +159,8 @@ def read_tables(
         return dataset.to_table(**options).to_pandas()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
-            f"a file of a run is damaged ({error}): delete it, and what it held is made again"
+            f"a file of {files[0].parent} cannot be read ({error}): if it is damaged, delete it, "
+            "and what it held is made again"
         ) from error
 
 
@@ -167,8 +171,9 @@ def write_table(table: pd.DataFrame, file: Path | UPath, schema: pa.Schema | Non
 
 
 def _lock_of(folder: UPath) -> Path:
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir(), f"sasa-{digest}.lock")
+    locks = cache_dir() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return locks / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
 
 
 def _sweep(folder: Path | UPath) -> None:

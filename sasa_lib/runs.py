@@ -41,7 +41,7 @@ from sasa_lib.scorers import Scorer
 
 SHARD_PROMPTS = 64  # at most in a file, so that a large run is not ten thousand files
 SHARD_SECONDS = 60.0  # at most lost by a kill, plus one batch
-SHARDS_OF_ACTOR = 8  # at least, if there is as much to do: so none ends long after the others
+SHARDS_OF_ACTOR = 8  # at least, where batches allow it: so none ends long after the others
 SCORED_AT_ONCE = 4096  # texts between two writes of a score file
 CPU_BATCH = 100  # sequences; more do not make a CPU faster
 SET_ASIDE = "set-aside.parquet"
@@ -95,7 +95,8 @@ def generate(
         take so many it is halved until it does, once on each device; the progress bar says it.
     set_aside : bool
         Go on without prompts that cannot be continued, with a warning; the run's file
-        set-aside.parquet holds their rows and the reasons. False: refuse them.
+        set-aside.parquet holds their rows and the reasons. They are tried again by the next call.
+        False: refuse them.
     engine : {"local", "ray"}, optional
         As `sasa_lib.cluster.pool` takes it. Ray's actors load the model by its name, and write
         into the folder, which all machines must see. A run may begin on one engine and end on
@@ -120,7 +121,10 @@ def generate(
         set aside), a parameter out of its range, a folder that cannot be one, or a model or method
         that Ray's actors cannot have.
     RuntimeError
-        Another process is at work on the same run, or memory does not take a single prompt.
+        Another process is at work on the same run; memory does not take a single prompt; or of
+        the first `SHARD_PROMPTS` prompts that are tried, not one can be continued.
+    AssetError
+        The folder cannot be written, or actors write where this process cannot see it.
     ImportError
         The engine is Ray, and Ray is not installed.
 
@@ -133,8 +137,8 @@ def generate(
     generator; but for SASA they get one prompt a batch, seeded for it. To compare their speed
     with that of others, let `batch_sequences` be `sampling.generations`.
 
-    An address has no locks: let one driver at a time work on a run there. If two do, what both
-    made is read once.
+    An address has no locks: let one driver at a time work on a run there. If two do, one may stop
+    with an error; what both made is read once.
     """
     if not re.fullmatch(r"[\w.-]+", method):
         raise ValueError(
@@ -182,7 +186,7 @@ def generate(
             unit="prompt",
             disable=not progress,
         ) as bar:
-            report = _Report(bar, run, list(prompts), faults)
+            report = _Report(bar, run, list(prompts), faults, least=0 if done else len(pending))
             if pool:
                 copy = cluster.ModelCopy.of(model, tokenizer, pool)
                 groups = [
@@ -308,18 +312,32 @@ class _Report:
     """The progress bar of a run, and its file of prompts that were set aside."""
 
     def __init__(
-        self, bar: tqdm, run: Path | UPath, prompts: list[str], faults: dict[int, str]
+        self, bar: tqdm, run: Path | UPath, prompts: list[str], faults: dict[int, str], least: int
     ) -> None:
         self.bar, self.file, self.prompts = bar, run / SET_ASIDE, prompts
+        self.least = min(least, SHARD_PROMPTS)  # failures without success that are not prompts'
         self.faults: dict[int, str] = {}
+        self.failures = 0
         self.start, self.tokens = time.monotonic(), 0
         self.file.unlink(missing_ok=True)
         self._set_aside(faults)
 
     def add(self, rows: pd.DataFrame, failed: dict[str, str], size: int) -> None:
         """Take in what came of some prompts, `size` in a batch."""
-        self._set_aside({self.prompts.index(prompt): why for prompt, why in failed.items()})
+        self.failures += len(failed)
         self.tokens += rows["n_tokens"].sum()
+        if not self.tokens and self.least and self.failures >= self.least:
+            reason = next(iter(failed.values()))
+            raise RuntimeError(f"not one of {self.failures} prompts can be continued: {reason}")
+        self._set_aside(
+            {
+                row: failed[prompt]
+                for row, prompt in enumerate(self.prompts)
+                if row not in self.faults and prompt in failed
+            }
+            if failed
+            else {}
+        )
         rate = self.tokens / (time.monotonic() - self.start)
         said = f"{rate:,.0f} tokens/s, {size} in a batch"
         if self.faults:

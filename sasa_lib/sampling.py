@@ -123,7 +123,7 @@ class Continuer:
         The method; None is plain sampling.
     size : int
     set_aside : bool
-        Go on without a prompt that cannot be continued, once any could; else raise.
+        Report a prompt that cannot be continued, and go on without it; else raise.
     """
 
     def __init__(
@@ -139,8 +139,6 @@ class Continuer:
         self.model, self.tokenizer = model, tokenizer
         self.sampling, self.custom_generate = sampling, custom_generate
         self.size, self.set_aside = size, set_aside
-        self._succeeded = False
-        self._failure: Exception | None = None
 
     def __call__(
         self, prompts: dict[str, list[int]]
@@ -154,17 +152,16 @@ class Continuer:
         Raises
         ------
         RuntimeError
-            Memory does not take a single prompt's generations.
+            Memory does not take a single prompt's generations, and prompts are not set aside.
+        torch.AcceleratorError
+            The device is broken, which is no prompt's fault.
         Exception
-            What the method raises, if prompts are not set aside, or not even one can be continued.
+            What the method raises, if prompts are not set aside.
         """
         waiting = list(prompts.items())
         while waiting:
             batch, waiting = dict(waiting[: self.size]), waiting[self.size :]
-            made = self._tried(batch)
-            if self._failure and not self._succeeded:
-                raise self._failure
-            yield from made
+            yield from self._tried(batch)
 
     def _tried(self, batch: dict[str, list[int]]) -> list[tuple[pd.DataFrame, dict[str, str]]]:
         """Continue a batch; in halves where memory runs out, prompt by prompt where one fails."""
@@ -172,11 +169,12 @@ class Continuer:
             rows = _continuations(
                 self.model, self.tokenizer, batch, self.sampling, self.custom_generate
             )
-            self._succeeded = True
             return [(rows, {})]
+        except torch.AcceleratorError:
+            raise  # whatever was asked of this device now would fail
         except Exception as error:
             failure = error
-        full = should_reduce_batch_size(failure)
+        full = isinstance(failure, torch.OutOfMemoryError) or should_reduce_batch_size(failure)
         if full:
             traceback.clear_frames(failure.__traceback__)  # whose tensors fill the memory
             clear_device_cache(garbage_collection=True)
@@ -188,7 +186,6 @@ class Continuer:
         if not self.set_aside and not (full and len(batch) > 1):
             raise failure
         if len(batch) == 1:
-            self._failure = self._failure or failure
             (prompt,) = batch
             reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
             return [(SCHEMA.empty_table().to_pandas(), {prompt: reason})]

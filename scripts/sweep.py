@@ -14,7 +14,7 @@ From the table that the last notebook writes (or TABLE=results.csv) come table.c
 the cell's parameters in front, and sweep.png, METRIC against perplexity.
 
 With ENGINE=ray every cell is a task of Ray, on this machine or the cluster of RAY_ADDRESS: on one
-GPU where there are any, and on a JOBS-th of the CPUs, though of one machine at most.
+GPU where there are any (or ACTOR_GPUS), else on a JOBS-th of the CPUs, of one machine at most.
 """
 
 from __future__ import annotations
@@ -41,15 +41,7 @@ import notebooks
 if TYPE_CHECKING:
     from sasa_lib.cluster import Pool
 
-OPTIONS = (
-    "GRID",
-    "JOBS",
-    "METRIC",
-    "NAME",
-    "NOTEBOOK",
-    "TABLE",
-    *notebooks.NOT_PARAMETERS,
-)  # not axes
+OPTIONS = ("ENGINE", "GRID", "JOBS", "METRIC", "NAME", "NOTEBOOK", "PROFILE", "TABLE")  # not axes
 LONGEST_NAME = 100  # of a cell; file systems end at 255
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import signal
@@ -81,8 +80,9 @@ def run(sweep: Sweep) -> tuple[list[str], int]:
     threads = os.environ.get("OMP_NUM_THREADS") or str(int(cores))
     # A cell that asked the cluster for actors would wait for the place that it takes itself.
     environment = {"OMP_NUM_THREADS": threads, ENGINE: "local"}
-    if "SASA_CACHE" in os.environ:
-        environment["SASA_CACHE"] = os.path.abspath(os.environ["SASA_CACHE"])
+    for name in ("SASA_CACHE", "SASA_STORE"):
+        if place := os.environ.get(name):
+            environment[name] = place if "://" in place else os.path.abspath(place)
     print(
         f"{len(sweep.cells)} cells of {', '.join(sweep.chain)}, {len(done)} of them up to date; "
         f"{'as tasks of Ray' if sweep.pool else f'{at_once} at a time'}, {threads} threads each",
@@ -93,8 +93,11 @@ def run(sweep: Sweep) -> tuple[list[str], int]:
     failed = 0
     bar = tqdm(total=len(sweep.cells), initial=len(done), desc=sweep.folder.name, unit="cell")
     with bar, _on_ray(sweep.pool, cores) if sweep.pool else _here(at_once) as submit:
-        cells = {submit(sweep.folder / cell, sweep.chain, environment): cell for cell in waiting}
-        while cells:
+        cells: dict[Future, str] = {}
+        while waiting or cells:
+            while waiting and len(cells) < at_once:
+                cell = waiting.pop(0)
+                cells[submit(sweep.folder / cell, sweep.chain, environment)] = cell
             ended, _ = wait(cells, POLL_SECONDS, FIRST_COMPLETED)
             bar.set_postfix_str(", ".join(_stages(sweep, cells.values())), refresh=False)
             bar.refresh()
@@ -182,8 +185,8 @@ def _on_ray(pool: Pool, cores: float) -> Iterator[Callable[..., Future]]:
     # By value, so that a worker need not import this file and what it imports.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     task = ray.remote(
-        num_cpus=math.ceil(cores),  # so that no more than JOBS find room
-        num_gpus=int(pool.device != "cpu"),
+        num_cpus=1 if pool.gpus else int(cores),
+        num_gpus=pool.gpus,
         max_retries=TASK_RETRIES,
     )(_process)
     started: list[Future] = []

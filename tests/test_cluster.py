@@ -131,7 +131,7 @@ def test_both_engines_make_the_same_run(
     check_whole(run, local)
     if begin is not None:
         assert before < set(run.glob("shard-*"))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU") != 3:  # no actor outlives its call
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -252,7 +252,7 @@ def drivers(folder, model):
             if attempt <= DRIVER_KILLS:
                 while len(list(folder.glob("*/shard-*"))) < enough and not ended(driver):
                     time.sleep(0.05)
-                time.sleep(rng.uniform(0, 1))
+                time.sleep(rng.uniform(0, 0.5))
                 if attempt == 1:
                     kill_all(head)
                 else:
@@ -386,19 +386,22 @@ def test_bad_prompts_are_set_aside_by_actors_as_well(ray, language_model, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("resources", "each", "expected"),
+    ("gpus", "each", "expected"),
     [
-        ({"CPU": 4.0}, "", cluster.Pool(4, "cpu", 0)),
-        ({"CPU": 96.0, "GPU": 8.0}, "", cluster.Pool(8, "cuda:0", 1)),
-        ({"CPU": 96.0, "GPU": 8.0}, "2", cluster.Pool(4, "cuda:0", 2)),
-        ({"CPU": 96.0, "GPU": 8.0}, "16", "SASA_ACTOR_GPUS is 16, but the cluster has 8 GPUs"),
-        ({"CPU": 4.0}, "two", "SASA_ACTOR_GPUS must be a whole number of at least 1, got 'two'"),
+        ([0, 0], "", cluster.Pool(8, "cpu", 0)),
+        ([8, 0], "", cluster.Pool(8, "cuda:0", 1)),
+        ([3, 3], "2", cluster.Pool(2, "cuda:0", 2)),
+        ([2, 2], "4", "SASA_ACTOR_GPUS is 4, but no machine has more than 2"),
+        ([0, 0], "2", "SASA_ACTOR_GPUS is 2, but no machine of the cluster has a GPU"),
+        ([1, 1], "two", "SASA_ACTOR_GPUS must be a whole number of at least 1, got 'two'"),
     ],
 )
-def test_there_is_an_actor_for_the_gpus_that_a_model_needs(
-    ray, monkeypatch, resources, each, expected
-):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+def test_there_is_an_actor_for_the_gpus_that_a_model_needs(ray, monkeypatch, gpus, each, expected):
+    machines = [
+        {"Alive": True, "Resources": {"CPU": 4.0} | ({"GPU": float(n)} if n else {})} for n in gpus
+    ]
+    machines.append({"Alive": False, "Resources": {"CPU": 4.0, "GPU": 4.0}})
+    monkeypatch.setattr(ray, "nodes", lambda: machines)
     monkeypatch.setenv(cluster.ACTOR_GPUS, each)
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
@@ -417,7 +420,7 @@ def test_a_model_that_actors_cannot_have_is_named(ray, tmp_path):
         runs.generate(model, tokenizer, ["it"], SAMPLING, **options)
     unsendable = Slow(tiny_boundary(), beta=2.0)
     unsendable.lock = threading.Lock()
-    with pytest.raises(ValueError, match="cannot send this method to other processes"):
+    with pytest.raises(ValueError, match="cannot send this to other processes"):
         runs.generate(model, tokenizer, ["it"], SAMPLING, custom_generate=unsendable, **options)
 
 
@@ -439,6 +442,24 @@ def test_without_ray_it_is_said_how_to_install_it(language_model, tmp_path, monk
         runs.generate(*language_model, ["it"], SAMPLING, **options)
     assert not list(tmp_path.iterdir())
     runs.generate(*language_model, ["it"], SAMPLING, engine="local", **options)
+
+
+class TwoArgumentsError(Exception):
+    def __init__(self, what, why):
+        super().__init__(f"{what}: {why}")
+
+
+def test_an_error_that_cannot_travel_is_told_in_words():
+    for error, kind in (
+        (ValueError("no"), ValueError),
+        (TwoArgumentsError("no", "way"), RuntimeError),
+    ):
+        try:
+            raise error
+        except Exception as raised:
+            noted = pickle.loads(pickle.dumps(cluster._noted(raised)))
+        assert type(noted) is kind and "no" in str(noted)
+        assert "in an actor of Ray" in noted.__notes__[0] and "raise error" in noted.__notes__[0]
 
 
 def test_an_interrupt_waits_until_ray_has_started():

@@ -415,6 +415,21 @@ def test_judging_goes_on_where_it_was_interrupted(smollm2, generations, tmp_path
     assert (judged["a-quarter"] == 0.25).all() and len(list(tmp_path.iterdir())) == 2
 
 
+def test_generations_may_be_none_that_perplexity_reads(smollm2, generations, monkeypatch):
+    monkeypatch.setattr(metrics, "JUDGED_AT_ONCE", 1)
+    judged = metrics.judged(generations, [], *smollm2, perplexity_generations=1, progress=False)
+    assert (judged["nll"] > 0).tolist() == [True, False, True, False]
+    with pytest.raises(ValueError, match="there are no generations to judge"):
+        metrics.judged(generations[:0], [], *smollm2)
+
+
+def test_methods_are_compared_on_the_prompts_that_all_continued(generations):
+    other = generations.iloc[2:].reset_index(drop=True)
+    both = metrics.on_common_prompts([generations, other])
+    assert all(table["prompt"].tolist() == ["a dog", "a dog"] for table in both)
+    assert both[0]["text"].tolist() == generations["text"].tolist()[2:]
+
+
 def test_offensive_words_are_masked_and_others_are_not():
     assert sl.mask_text("You stupid idiot, it rains on Monday!") == (
         "You s***** i****, it rains on Monday!"

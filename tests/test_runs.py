@@ -154,7 +154,7 @@ choosy.seed = SAMPLING.seed
 
 
 def test_prompts_that_cannot_be_continued_are_set_aside(tiny, tmp_path, capsys):
-    texts = ["the cat", "", BAD, "it", None, "the cat " * 40, "a dog"]
+    texts = ["the cat", "", BAD, "it", None, "the cat " * 40, "a dog", BAD]
     options = {"folder": tmp_path, "method": "m", "custom_generate": choosy, "progress": False}
     for bad, message in ((texts, "prompt 1 is empty"), (texts[2:4], "contains inf")):
         with pytest.raises((ValueError, RuntimeError), match=message):
@@ -162,28 +162,50 @@ def test_prompts_that_cannot_be_continued_are_set_aside(tiny, tmp_path, capsys):
     options["set_aside"] = True
     with pytest.raises(ValueError, match="prompt 0 is empty"):
         generate(*tiny, [""], SAMPLING, **options)
-    with pytest.raises(RuntimeError, match="contains inf"):
+    with pytest.raises(RuntimeError, match=r"not one of 1 prompts can be continued: .*inf"):
         generate(*tiny, [BAD], SAMPLING, **options)
     options["progress"] = True
     with pytest.warns(
-        UserWarning, match=r"of 7 prompts set aside, such as \d: .*set-aside.parquet"
+        UserWarning, match=r"of 8 prompts set aside, such as \d: .*set-aside.parquet"
     ):
         made = generate(*tiny, texts, SAMPLING, **options)
-    assert "4 set aside" in capsys.readouterr().err
+    assert "5 set aside" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="set aside"):  # tried again, though nothing else is left
+        again = generate(*tiny, texts, SAMPLING, **options)
+    pd.testing.assert_frame_equal(again, made)
     assert made["prompt_id"].unique().tolist() == [0, 3, 6]
     good = ["the cat", "it", "a dog"]
     plain = generate(*tiny, good, SAMPLING, folder=tmp_path, method="plain", progress=False)
     columns = ["prompt", "generation", "text", "n_tokens"]
     pd.testing.assert_frame_equal(made[columns], plain[columns])
     aside = pd.read_parquet(f"{made.attrs['run']}/set-aside.parquet")
-    assert aside["row"].tolist() == [1, 2, 4, 5] and aside["prompt"][1] == BAD
+    assert aside["row"].tolist() == [1, 2, 4, 5, 7] and aside["prompt"][1] == BAD
     for reason, part in zip(
-        aside["reason"], ["is empty", "contains inf", "must be a str", "exceeds"], strict=True
+        aside["reason"],
+        ["is empty", "contains inf", "must be a str", "exceeds", "contains inf"],
+        strict=True,
     ):
         assert part in reason
     # A later call of the same run, without them, leaves no file of them.
     generate(*tiny, good, SAMPLING, **options)
     assert not list(tmp_path.glob("*/set-aside.parquet"))
+
+
+def test_a_broken_device_is_no_fault_of_the_prompts(tiny, tmp_path):
+    def broken(model, input_ids, **options):
+        if broken.calls:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        broken.calls += 1
+        return sl.decoding.PlainSampling(SAMPLING.seed)(model, input_ids, **options)
+
+    broken.calls, broken.seed = 0, SAMPLING.seed
+    with pytest.raises(torch.AcceleratorError, match="device-side assert"):
+        generate(
+            *tiny, ["the cat", "it", "a dog"], SAMPLING, folder=tmp_path, method="m",
+            custom_generate=broken, set_aside=True, batch_sequences=3,
+        )  # fmt: skip
+    (shard,) = tmp_path.glob("*/shard-*")
+    assert len(pd.read_parquet(shard)) == 3 and not list(tmp_path.glob("*/set-aside*"))
 
 
 def test_a_run_may_lie_at_an_address(tiny, tmp_path):
@@ -233,6 +255,7 @@ def test_a_store_has_a_folder_for_a_run_of_a_notebook(tmp_path, monkeypatch):
     assert sl.places.store("../runs/paper").resolve() == tmp_path.parent / "runs" / "paper"
     monkeypatch.setenv(sl.places.STORE, "memory://bucket")
     assert str(sl.places.store("../runs/paper")) == "memory://bucket/paper"
+    assert str(sl.places.store("../runs/sweep-a/beta=1")) == "memory://bucket/sweep-a/beta=1"
 
 
 def shards(folder):
@@ -370,7 +393,7 @@ def test_what_is_no_run_or_a_damaged_one_is_named(tiny, tmp_path):
         runs.score(pd.DataFrame({"text": ["a"]}), scorer)
     (shard,) = tmp_path.glob("*/shard-*.parquet")
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(ValueError, match=rf"damaged .*{shard.name}.*: delete it"):
+    with pytest.raises(ValueError, match=rf"cannot be read .*{shard.name}.* delete it"):
         runs.read(table.attrs["run"])
 
 

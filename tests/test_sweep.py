@@ -351,7 +351,7 @@ def test_an_interrupted_sweep_takes_its_kernels_on_ray_along(ray, project, monke
     ("machines", "size", "jobs", "expected"),
     [
         ([{"CPU": 8}, {"CPU": 8}], 16, None, (8, 2)),
-        ([{"CPU": 16}], 16, 3, (3, 16 / 3)),  # six each, so that no fourth finds room
+        ([{"CPU": 16}], 16, 3, (3, 16 / 3)),
         ([{"CPU": 8}, {"CPU": 4}], 12, 1, (1, 8)),
         ([{"CPU": 2}], 2, 50, (20, 1)),
         ([{"CPU": 16, "GPU": 2}, {"CPU": 64}], 2, None, (2, 8)),
