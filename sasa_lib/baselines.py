@@ -167,7 +167,17 @@ class WordFilter(Reweighting):
         self.sorted_strings = sorted((string, i) for i, string in enumerate(strings) if string)
         self.within = {i for i, s in enumerate(strings) if self._holds_a_word(s, range(1, len(s)))}
         self.at_start = {i for i, s in enumerate(strings) if self._holds_a_word(s, range(1))}
+        self._remember()
+
+    def _remember(self) -> None:
         self.forbidden = lru_cache(maxsize=4096)(self._forbidden)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "forbidden"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._remember()
 
     def describe(self) -> dict[str, object]:
         """What a run needs to know to be told from another."""

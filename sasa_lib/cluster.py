@@ -7,6 +7,7 @@ what died. Nothing here imports it before somebody asks for it.
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import os
 import pickle
@@ -20,7 +21,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
 from sasa_lib.models import SPREAD, fingerprint, load_lm
 
@@ -55,7 +56,8 @@ class Pool:
         ----------
         make : callable
             Called once in every actor; returns what does an item. It may be done twice, where an
-            actor died, so it must not matter if it is.
+            actor died, so it must not matter if it is. A language model in it is not sent: every
+            actor loads its own, by name.
         items : sequence
             Anything that can be pickled, and so must be what comes of it.
 
@@ -72,7 +74,7 @@ class Pool:
         if not items:
             return
         try:
-            made = ray.put(ray.cloudpickle.dumps(make))
+            made = ray.put(_pickled(make, self))
         except (TypeError, AttributeError, pickle.PicklingError) as error:
             raise ValueError(
                 f"engine='ray' cannot send this to other processes ({error}): use "
@@ -122,7 +124,7 @@ class ModelCopy:
         What `sasa_lib.load_lm` takes.
     fingerprint : str
         Of the driver's model.
-    tokenizer, generation_config
+    generation_config : transformers.GenerationConfig
         The driver's own.
     """
 
@@ -131,43 +133,44 @@ class ModelCopy:
     dtype: str
     device: str
     fingerprint: str
-    tokenizer: PreTrainedTokenizerBase
     generation_config: GenerationConfig
 
     @classmethod
-    def of(
-        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pool: Pool
-    ) -> ModelCopy:
+    def of(cls, model: PreTrainedModel, pool: Pool) -> ModelCopy:
         """Describe a driver's model, for the actors of a pool."""
-        dtype = str(model.dtype).removeprefix("torch.")
         name = model.name_or_path
         return cls(
             name,
             os.path.abspath(name) if os.path.isdir(name) else name,  # actors are elsewhere
-            dtype,
+            str(model.dtype).removeprefix("torch."),
             pool.device if pool.gpus < 2 else SPREAD,
             fingerprint(model),
-            tokenizer,
             model.generation_config,
         )
 
-    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Load it.
+    def load(self) -> PreTrainedModel:
+        """Load it, once in a process however often it is asked for.
 
         Raises
         ------
         ValueError
             There is no model of this name where the actor is, or its weights are others.
         """
-        model, _ = load_lm(self.source, device=self.device, dtype=self.dtype)
-        if fingerprint(model) != self.fingerprint:
-            raise ValueError(
-                f"an actor that loads {self.name!r} gets other weights than the model that was "
-                "given: save the model to a folder that all machines see, and load it from there"
-            )
-        model.name_or_path = self.name
-        model.generation_config = self.generation_config
-        return model, self.tokenizer
+        if self.fingerprint not in _LOADED:
+            model, _ = load_lm(self.source, device=self.device, dtype=self.dtype)
+            if fingerprint(model) != self.fingerprint:
+                raise ValueError(
+                    f"an actor that loads {self.name!r} gets other weights than the model that was "
+                    "given: save the model to a folder that all machines see, and load it from "
+                    "there"
+                )
+            model.name_or_path = self.name
+            model.generation_config = self.generation_config
+            _LOADED[self.fingerprint] = model
+        return _LOADED[self.fingerprint]
+
+
+_LOADED: dict[str, PreTrainedModel] = {}  # in an actor, which ends with its call
 
 
 def pool(engine: str | None = None, actors: int | None = None) -> Pool | None:
@@ -240,6 +243,21 @@ def pool(engine: str | None = None, actors: int | None = None) -> Pool | None:
         raise ValueError(f"{ACTOR_GPUS} is {each}, but no machine of the cluster has a GPU")
     cpus = sum(int(machine.get("CPU", 0)) for machine in machines)
     return Pool(actors or max(1, cpus), "cpu")
+
+
+def _pickled(thing: object, pool: Pool) -> bytes:
+    """Pickle what actors get; of a language model in it, such as a reward's, only its name."""
+    import ray
+
+    class Pickler(ray.cloudpickle.CloudPickler):
+        def reducer_override(self, value: object) -> Any:
+            if isinstance(value, PreTrainedModel) and value.get_output_embeddings() is not None:
+                return ModelCopy.load, (ModelCopy.of(value, pool),)
+            return super().reducer_override(value)
+
+    file = io.BytesIO()
+    Pickler(file).dump(thing)
+    return file.getvalue()
 
 
 @contextmanager

@@ -104,8 +104,7 @@ def extract(
         bar.update(len(texts) - sum(map(len, missing)))
         pool = cluster.pool(engine, actors) if missing else None
         if pool:
-            copy = cluster.ModelCopy.of(model, tokenizer, pool)
-            make = partial(_keeper, copy, folder, identity, layers, batch_tokens)
+            make = partial(_keeper, model, folder, identity, layers, batch_tokens)
             for number in pool.each(make, missing):
                 bar.update(number)
         else:
@@ -287,14 +286,13 @@ def _keep(
 
 
 def _keeper(
-    copy: cluster.ModelCopy,
+    model: PreTrainedModel,
     folder: Path | UPath,
     identity: str,
     layers: Sequence[int],
     batch_tokens: int,
 ) -> Callable[[list[Text]], int]:
-    """Load the model in an actor; return what keeps the embeddings of some texts."""
-    model, _ = copy.load()
+    """Return what keeps the embeddings of some texts in an actor."""
 
     def keep(texts: list[Text]) -> int:
         with tqdm(disable=True) as silent:

@@ -382,9 +382,8 @@ def judged(
         desc="judging", unit="text", disable=not progress,
     ) as bar:  # fmt: skip
         if pool:
-            copy = cluster.ModelCopy.of(model, tokenizer, pool)
             versions = [scorer.version for scorer in others]
-            done = pool.each(partial(_judge_maker, copy, others, versions), missing)
+            done = pool.each(partial(_judge_maker, model, tokenizer, others, versions), missing)
         else:
             done = ((i, _judgements(others, model, tokenizer, part)) for i, part in missing)
         with closing(done):  # or an error, as long as it is kept, would keep Ray's actors
@@ -442,12 +441,14 @@ def _judgements(
 
 
 def _judge_maker(
-    copy: cluster.ModelCopy, scorers: Sequence[Scorer], versions: Sequence[str]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    scorers: Sequence[Scorer],
+    versions: Sequence[str],
 ) -> Callable[[tuple[int, pd.DataFrame]], tuple[int, pd.DataFrame]]:
-    """Load the judges in an actor; return what judges some texts, and gives back their number."""
+    """Return what judges some texts in an actor, and gives back their number."""
     for scorer, version in zip(scorers, versions, strict=True):
         scorer.check_version(version)
-    model, tokenizer = copy.load()
     return lambda part: (part[0], _judgements(scorers, model, tokenizer, part[1]))
 
 

@@ -188,12 +188,11 @@ def generate(
         ) as bar:
             report = _Report(bar, run, list(prompts), faults, least=0 if done else len(pending))
             if pool:
-                copy = cluster.ModelCopy.of(model, tokenizer, pool)
                 groups = [
                     {prompt: tokens[prompt] for prompt in group}
                     for group in _grouped(pending, size, pool.size)
                 ]
-                for shard in pool.each(partial(_shard_maker, copy, work, run), groups):
+                for shard in pool.each(partial(_shard_maker, model, tokenizer, work, run), groups):
                     report.add(*_committed(*shard))
             else:
                 continuer = work(model, tokenizer)
@@ -363,10 +362,13 @@ class _Report:
 
 
 def _shard_maker(
-    copy: cluster.ModelCopy, work: Callable[..., Continuer], run: Path | UPath
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    work: Callable[..., Continuer],
+    run: Path | UPath,
 ) -> Callable[[dict[str, list[int]]], tuple]:
-    """Load the model in an actor; return what makes a shard of prompts, all but its name."""
-    continuer = work(*copy.load())
+    """Return what makes a shard of prompts in an actor, all but its name."""
+    continuer = work(model, tokenizer)
 
     def make(prompts: dict[str, list[int]]) -> tuple:
         made = list(continuer(prompts))

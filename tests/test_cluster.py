@@ -444,6 +444,41 @@ def test_without_ray_it_is_said_how_to_install_it(language_model, tmp_path, monk
     runs.generate(*language_model, ["it"], SAMPLING, engine="local", **options)
 
 
+def methods(model, tokenizer):
+    """Every method that notebooks run."""
+    boundary = replace(tiny_boundary(), model=model.name_or_path)
+    sasa = sl.SASA(boundary, 1.0, form="posterior", seed=7)
+    rng = np.random.default_rng(0)
+    reward = sl.baselines.RewardModel(model, tokenizer, rng.normal(size=32).astype("float32"), 0.5)
+    return {
+        "plain": sl.decoding.PlainSampling(7),
+        "sasa": sasa,
+        "best-of": sl.BestOf(boundary, 2, then=sasa),
+        "rad": sl.baselines.RAD(reward, tokenizer, 10.0, seed=7),
+        "word-filter": sl.baselines.WordFilter(tokenizer, ["cat"], then=sasa),
+        "self-debiasing": sl.baselines.SelfDebiasing(tokenizer, ["a dog"], decay=10.0, seed=7),
+    }
+
+
+def test_every_method_travels_without_the_model(ray, language_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "_LOADED", {})
+    sent = language_model[0], methods(*language_model)
+    model, decoders = pickle.loads(cluster._pickled(sent, cluster.Pool(1, "cpu")))
+    assert model is not language_model[0] and model.name_or_path == language_model[0].name_or_path
+    assert decoders["rad"].reward.model is model  # loaded once
+    for name, decoder in sent[1].items():
+        found = [
+            runs.generate(
+                lm, language_model[1], prompts(5), SAMPLING, folder=tmp_path / str(i),
+                method=name, custom_generate=one, **KEEP,
+            )
+            for i, (lm, one) in enumerate([(language_model[0], decoder), (model, decoders[name])])
+        ]  # fmt: skip
+        pd.testing.assert_frame_equal(*map(rows, found))
+        here, there = (Path(table.attrs["run"]).name for table in found)
+        assert here == there
+
+
 class TwoArgumentsError(Exception):
     def __init__(self, what, why):
         super().__init__(f"{what}: {why}")
