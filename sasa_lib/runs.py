@@ -328,15 +328,10 @@ class _Report:
         if not self.tokens and self.least and self.failures >= self.least:
             reason = next(iter(failed.values()))
             raise RuntimeError(f"not one of {self.failures} prompts can be continued: {reason}")
-        self._set_aside(
-            {
-                row: failed[prompt]
-                for row, prompt in enumerate(self.prompts)
-                if row not in self.faults and prompt in failed
-            }
-            if failed
-            else {}
-        )
+        if failed:
+            left = [row for row in range(len(self.prompts)) if row not in self.faults]
+            why = {row: failed.get(self.prompts[row]) for row in left}
+            self._set_aside({row: reason for row, reason in why.items() if reason})
         rate = self.tokens / (time.monotonic() - self.start)
         said = f"{rate:,.0f} tokens/s, {size} in a batch"
         if self.faults:
