@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
 from sasa_lib import cluster
-from sasa_lib.assets import AssetError, provenance
+from sasa_lib.assets import provenance
 from sasa_lib.models import blocks, fingerprint, text_config
-from sasa_lib.places import atomic_file, place
+from sasa_lib.places import atomic_file, not_seen, place
 
 POOLINGS = ("last", "mean")
 PART = 512  # texts whose embeddings are kept together in one file
@@ -259,10 +259,7 @@ def _read(file: Path | UPath) -> np.ndarray:
         with file.open("rb") as content:
             return np.load(content)
     except FileNotFoundError as error:
-        raise AssetError(
-            f"what an actor wrote into {file.parent} is not to be seen here: give a folder on a "
-            "disk that all machines of the cluster share, or the address of an object store"
-        ) from error
+        raise not_seen(file.parent) from error
 
 
 def _keep(

@@ -92,6 +92,14 @@ def rename(temporary: Path | UPath, target: Path | UPath) -> None:
         temporary.fs.mv(temporary.path, target.path)
 
 
+def not_seen(folder: Path | UPath) -> AssetError:
+    """Make the error of a folder that actors and their driver do not share."""
+    return AssetError(
+        f"what an actor wrote into {folder} is not to be seen here: give a folder on a disk that "
+        "all machines of the cluster share, or the address of an object store"
+    )
+
+
 def listed(folder: Path | UPath, pattern: str) -> list[Path | UPath]:
     """Files of a folder, as they are now, in the order of their names."""
     if not isinstance(folder, Path):

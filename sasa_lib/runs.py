@@ -24,12 +24,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
 from sasa_lib import cluster, decoding, phrases
-from sasa_lib.assets import AssetError, provenance
+from sasa_lib.assets import provenance
 from sasa_lib.models import fingerprint
 from sasa_lib.places import (
     alone,
     atomic_file,
     listed,
+    not_seen,
     place,
     read_tables,
     rename,
@@ -391,10 +392,7 @@ def _committed(
         if len(rows):
             rename(temporary, shard)
     except FileNotFoundError as error:
-        raise AssetError(
-            f"what an actor wrote into {shard.parent} is not to be seen here: give a folder on a "
-            "disk that all machines of the cluster share, or the address of an object store"
-        ) from error
+        raise not_seen(shard.parent) from error
     return rows, *others
 
 
