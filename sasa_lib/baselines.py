@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import json
 import time
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
@@ -42,12 +40,24 @@ from transformers import (
 )
 
 from sasa_lib.assets import fetch
+from sasa_lib.checks import (
+    as_list,
+    check_choice,
+    check_count,
+    check_number,
+    check_texts,
+    to_json,
+)
 from sasa_lib.corpora import labelled
-from sasa_lib.decoding import Decoder, keyed_draw
-from sasa_lib.embeddings import token_states, tokenised
-from sasa_lib.models import text_config
-from sasa_lib.phrases import Phrases, obstacle
+from sasa_lib.decoding import Decoder, further_inputs
+from sasa_lib.embeddings import check_states, hidden_states, probe_states, token_states, tokenised
+from sasa_lib.formats import read_table
+from sasa_lib.models import language_model, text_config
+from sasa_lib.noise import keyed_draw
+from sasa_lib.phrases import Phrases
 from sasa_lib.places import atomic_file
+from sasa_lib.repeated import obstacle
+from sasa_lib.tokens import prompt_ids, too_long
 
 # The descriptions of Schick et al. 2021, section 4, which are Perspective's.
 DEBIASED_ATTRIBUTES = {
@@ -66,8 +76,7 @@ class Reweighting(Decoder):
     """Plain sampling with one logits processor more, made anew for every call."""
 
     first = True  # before the user's processors and top-k, or behind them all
-    # With a seed, the draw is keyed as in `SASA`; then the scores that come out hold it alone.
-    seed: int | None = None
+    sees = True  # whether what `generate` passes beside tokens, such as images, does not matter
 
     def processor(
         self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
@@ -86,14 +95,16 @@ class Reweighting(Decoder):
         **kwargs: Any,
     ) -> object:
         """Sample; `model.generate` calls this with what it has prepared."""
-        if (generation_config.num_beams or 1) > 1:
-            raise ValueError(f"{type(self).__name__} samples: leave num_beams at 1")
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
+        inputs = set(further_inputs(kwargs, input_ids, mask)) - {"streamer", "synced_gpus"}
+        inputs -= {"tokenizer"}
+        unseen = inputs & {"assistant_model"} if self.sees else inputs
+        self.check_call(model, generation_config, unseen)
         own = self.processor(model, mask, generation_config.max_length)
         given = list(logits_processor)
         processors = LogitsProcessorList([own, *given] if self.first else [*given, own])
-        then = getattr(self, "then", None)
+        then = self.then
         if then is None:
             kwargs.pop("tokenizer", None)
             if self.seed is not None:
@@ -112,11 +123,10 @@ def word_list(severities: Sequence[str] = ("Strong", "Severe")) -> list[str]:
     severities : sequence of {"Mild", "Strong", "Severe"}
         Which of its grades to take.
     """
-    known = ("Mild", "Strong", "Severe")
+    severities = as_list(severities, "severities")
     for grade in severities:
-        if grade not in known:
-            raise ValueError(f"unknown severity {grade!r}; known are {', '.join(known)}")
-    table = pd.read_csv(fetch("offensive-words") / "profanity_en.csv")
+        check_choice("severity", grade, ("Mild", "Strong", "Severe"))
+    table = read_table(fetch("offensive-words") / "profanity_en.csv")
     return sorted(table.loc[table["severity_description"].isin(severities), "text"].unique())
 
 
@@ -136,7 +146,7 @@ class WordFilter(Reweighting):
     then : Decoder, optional
         The method that samples among what is left, such as `SASA`; default plain sampling.
     seed : int, optional
-        For plain sampling: as in `SASA`, where top-k is given.
+        For plain sampling: as in `SASA`.
     """
 
     def __init__(
@@ -147,43 +157,37 @@ class WordFilter(Reweighting):
         then: Decoder | None = None,
         seed: int | None = None,
     ) -> None:
-        self.seed = seed
-        if isinstance(words, str):
-            raise ValueError("expected a list of words, got a single str")
-        listed = {
-            " ".join(word.split()).casefold() for word in (word_list() if words is None else words)
-        }
-        self.words = listed - {""}
+        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
+        words = check_texts(word_list() if words is None else words, "word", empty=True)
+        self.words = {" ".join(word.split()).casefold() for word in words} - {""}
         if not self.words:
             raise ValueError("a word filter needs at least one word")
         self.tokenizer = tokenizer
         self.then = then
-        self.longest = max(map(len, self.words))
-        self.endings: dict[str, list[str]] = defaultdict(list)
+        self._longest = max(map(len, self.words))
+        self._endings: dict[str, list[str]] = defaultdict(list)
         for word in self.words:
             for cut in range(1, len(word)):
-                self.endings[word[:cut]].append(word[cut:])
+                self._endings[word[:cut]].append(word[cut:])
         strings = _token_strings(tokenizer)
-        self.sorted_strings = sorted((string, i) for i, string in enumerate(strings) if string)
-        self.within = {i for i, s in enumerate(strings) if self._holds_a_word(s, range(1, len(s)))}
-        self.at_start = {i for i, s in enumerate(strings) if self._holds_a_word(s, range(1))}
+        self._sorted_strings = sorted((string, i) for i, string in enumerate(strings) if string)
+        self._within = {i for i, s in enumerate(strings) if self._holds_a_word(s, range(1, len(s)))}
+        self._at_start = {i for i, s in enumerate(strings) if self._holds_a_word(s, range(1))}
         self._remember()
 
     def _remember(self) -> None:
-        self.forbidden = lru_cache(maxsize=4096)(self._forbidden)
+        self._forbidden_after = lru_cache(maxsize=4096)(self._forbidden)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "forbidden"}
+        return {name: value for name, value in vars(self).items() if name != "_forbidden_after"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._remember()
 
-    def describe(self) -> dict[str, object]:
-        """What a run needs to know to be told from another."""
-        digest = hashlib.sha256("\n".join(sorted(self.words)).encode()).hexdigest()
-        then = self.then.describe() if self.then else None
-        return {"words": digest, "then": then, "seed": self.seed}
+    def forbidden(self, tail: str) -> torch.Tensor:
+        """Return the ids of the tokens that must not follow a casefolded text ending in `tail`."""
+        return self._forbidden_after(tail)
 
     def processor(
         self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
@@ -207,22 +211,24 @@ class WordFilter(Reweighting):
             The listed words of each text, casefolded, in the order in which they begin; a word
             inside a listed phrase counts, too.
         """
+        texts = check_texts(texts, "text", empty=True)
+        prompts = (
+            [""] * len(texts) if prompts is None else check_texts(prompts, "prompt", empty=True)
+        )
         found = []
-        for prompt, text in zip(
-            [""] * len(texts) if prompts is None else prompts, texts, strict=True
-        ):
+        for prompt, text in zip(prompts, texts, strict=True):
             before = len(prompt.casefold())
             string = (prompt + text).casefold()
             starts = [
                 start
-                for start in range(max(0, before - self.longest), len(string))
+                for start in range(max(0, before - self._longest), len(string))
                 if start == 0 or not string[start - 1].isalnum()
             ]
             found.append(
                 [
                     string[start:end]
                     for start in starts
-                    for end in range(max(start, before) + 1, start + self.longest + 1)
+                    for end in range(max(start, before) + 1, start + self._longest + 1)
                     if end == len(string) or (end < len(string) and not string[end].isalnum())
                     if string[start:end] in self.words
                 ]
@@ -234,25 +240,24 @@ class WordFilter(Reweighting):
             string[start:end] in self.words
             for start in starts
             if start == 0 or not string[start - 1].isalnum()
-            for end in range(start + 1, min(len(string), start + self.longest) + 1)
+            for end in range(start + 1, min(len(string), start + self._longest) + 1)
             if end == len(string) or not string[end].isalnum()
         )
 
     def _forbidden(self, tail: str) -> torch.Tensor:
-        """Tokens that must not follow a text that ends in `tail`."""
-        tokens = set(self.within)
+        tokens = set(self._within)
         if not tail or not tail[-1].isalnum():
-            tokens |= self.at_start
+            tokens |= self._at_start
         for start in range(len(tail)):
             if start and tail[start - 1].isalnum():
                 continue
-            for ending in self.endings.get(tail[start:], ()):
+            for ending in self._endings.get(tail[start:], ()):
                 tokens.update(self._beginning_with(ending))
         return torch.tensor(sorted(tokens), dtype=torch.long)
 
     def _beginning_with(self, ending: str) -> Iterable[int]:
-        at = bisect_left(self.sorted_strings, (ending, -1))
-        for string, token in self.sorted_strings[at:]:
+        at = bisect_left(self._sorted_strings, (ending, -1))
+        for string, token in self._sorted_strings[at:]:
             if not string.startswith(ending):
                 return
             if len(string) == len(ending) or not string[len(ending)].isalnum():
@@ -270,7 +275,7 @@ class _Filtering(LogitsProcessor):
         scores = scores.clone()
         for row, text in enumerate(texts):
             # One character more than the longest word: it says whether a word can begin there.
-            tail = text.casefold()[-self.words.longest - 1 :]
+            tail = text.casefold()[-self.words._longest - 1 :]
             scores[row, self.words.forbidden(tail).to(scores.device)] = float("-inf")
         return scores
 
@@ -341,6 +346,15 @@ class RewardModel:
         facts = {"from": name} | getattr(model.config, "reward_training", {})
         return cls(model, tokenizer, sign * weight, sign * bias + float(toxic), facts)
 
+    def describe(self) -> dict[str, object]:
+        """Everything that a reward depends on, and nothing of how it was trained."""
+        return {
+            "model": self.model,
+            "tokenizer": self.tokenizer,
+            "weight": self.weight,
+            "bias": self.bias,
+        }
+
     def rewards(self, texts: Sequence[str]) -> np.ndarray:
         """Reward of whole texts, float64 [n] in [0, 1]."""
         states = token_states(self.model, self.tokenizer, texts)
@@ -354,27 +368,32 @@ class RewardModel:
 
     def save(self, path: str | Path) -> None:
         """Write the head as safetensors; the language model is not part of it."""
-        facts = {"bias": self.bias, "metadata": self.metadata}
+        facts = {"bias": self.bias, "metadata": self.metadata, "dtype": str(self.model.dtype)}
+        tensors = {"weight": self.weight, "states": probe_states(self.model, -1)}
         with atomic_file(Path(path)) as temporary:
-            save_file({"weight": self.weight}, temporary, metadata={"reward": json.dumps(facts)})
+            save_file(tensors, temporary, metadata={"reward": to_json(facts)})
 
     @classmethod
     def load(
         cls, path: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> RewardModel:
-        """Read a head that `save` wrote, on to the language model that it was trained on."""
+        """Read a head that `save` wrote, on to the language model that it was trained on.
+
+        Raises
+        ------
+        ValueError
+            The file is missing, damaged or of a later version, or the model is another one.
+        """
         try:
             with safe_open(path, framework="numpy") as file:
                 facts = json.loads((file.metadata() or {})["reward"])
-                weight = file.get_tensor("weight")
-        except (OSError, SafetensorError, KeyError) as error:
+                weight, states = file.get_tensor("weight"), file.get_tensor("states")
+            bias, metadata, dtype = (facts[name] for name in ("bias", "metadata", "dtype"))
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is not a saved reward head ({error})") from error
-        trained_on = facts["metadata"].get("model", model.name_or_path)
-        if trained_on != model.name_or_path:
-            raise ValueError(
-                f"this reward head was trained on {trained_on!r}, not on {model.name_or_path!r}"
-            )
-        return cls(model, tokenizer, weight, **facts)
+        trained_on = metadata.get("model", "another model")
+        check_states(model, -1, states, dtype, f"this reward head was trained on {trained_on!r}")
+        return cls(model, tokenizer, weight, bias, metadata)
 
 
 def train_reward(
@@ -413,9 +432,9 @@ def train_reward(
     RewardModel
         Its metadata holds parameters, seconds, alpha and the held-out root mean squared error.
     """
+    model = language_model(model)
     corpus, _ = labelled(corpus, attribute)
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out must lie between 0 and 1, got {held_out}")
+    check_number("held_out", held_out, above=0, most=0.99)
     start = time.perf_counter()
     rewards = 1 - np.array(corpus[attribute], dtype=np.float64)
     hidden, target, weight, row_of = [], [], [], []
@@ -494,11 +513,8 @@ def fine_tune_reward(
         squared error.
     """
     corpus, _ = labelled(corpus, attribute)
-    if not 0 < held_out < 1:
-        raise ValueError(f"held_out must lie between 0 and 1, got {held_out}")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    held_out = check_number("held_out", held_out, above=0, most=0.99)
+    epochs, batch_size = check_count("epochs", epochs), check_count("batch_size", batch_size)
     order = np.random.default_rng(seed).permutation(len(corpus))
     held, kept = np.split(order, [int(held_out * len(corpus))])
     start = time.perf_counter()
@@ -604,10 +620,11 @@ class RAD(Reweighting):
     max_candidates : int
         Largest number of candidates a step where `top_k` does not give one.
     seed : int, optional
-        As in `SASA`, where top-k is given.
+        As in `SASA`.
     """
 
     first = False
+    sees = False
 
     def __init__(
         self,
@@ -618,26 +635,26 @@ class RAD(Reweighting):
         max_candidates: int = 50,
         seed: int | None = None,
     ) -> None:
-        self.seed = seed
-        if not 0 <= beta < float("inf"):
-            raise ValueError(f"beta must be a number of at least 0, got {beta}")
+        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
         self.reward = reward
         self.tokenizer = tokenizer
-        self.beta = beta
-        self.max_candidates = max_candidates
-        shared = tokenizer.get_vocab() == reward.tokenizer.get_vocab()
-        self.cached = shared and obstacle(reward.model) is None
+        self.beta = check_number("beta", beta, least=0)
+        self.max_candidates = check_count("max_candidates", max_candidates)
+        self._shared = tokenizer.get_vocab() == reward.tokenizer.get_vocab()
+        # Whether one token a step gives what reading whole phrases gives: seen at the first step.
+        self._cached = None if self._shared and obstacle(reward.model) is None else False
 
-    def describe(self) -> dict[str, object]:
-        """What a run needs to know to be told from another."""
-        head = hashlib.sha256(self.reward.weight.tobytes()).hexdigest()
-        facts = {"beta": self.beta, "reward": head, "max_candidates": self.max_candidates}
-        return facts | {"seed": self.seed}
+    @property
+    def cached(self) -> bool:
+        """Whether the reward model reads one token a step."""
+        return self._cached is not False
 
     def processor(
         self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
     ) -> LogitsProcessor:
         """Make the processor of one call."""
+        if fault := too_long(self.reward.model, max_length, what="prompts"):
+            raise ValueError(f"the longest text that the reward model would read {fault}")
         return _Rewarding(self, mask, max_length)
 
 
@@ -646,27 +663,54 @@ class _Rewarding(LogitsProcessor):
         self.rad = rad
         self.mask = mask
         self.max_length = max_length
+        self.last = text_config(rad.reward.model).num_hidden_layers
         self.phrases: Phrases | None = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
-        possible = int((scores > float("-inf")).sum(-1).max())
-        reference, candidates = scores.topk(min(possible, self.rad.max_candidates), dim=-1)
-        rewards = self._cached if self.rad.cached else self._anew
-        weighted = reference + self.rad.beta * rewards(input_ids, candidates).to(reference.device)
+        possible = int((~(scores == float("-inf"))).sum(-1).max())
+        possible = max(1, min(possible, self.rad.max_candidates))
+        reference, candidates = scores.topk(possible, dim=-1)
+        rewards = self._rewards(input_ids, candidates).to(reference.device)
+        weighted = reference + self.rad.beta * rewards
         return torch.full_like(scores, float("-inf")).scatter(1, candidates, weighted)
 
-    def _cached(self, input_ids: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    def _rewards(self, input_ids: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        if not self.rad._shared:
+            return self._of_texts(input_ids, candidates)
+        if self.rad._cached is None:
+            found = self._one_token_a_step(input_ids, candidates)
+            expected = self._of_phrases(input_ids[:1], candidates[:1]).to(found.device)
+            self.rad._cached = torch.allclose(found[:1], expected, atol=1e-2)
+            if self.rad._cached:
+                return found
+        read = self._one_token_a_step if self.rad._cached else self._of_phrases
+        return read(input_ids, candidates)
+
+    def _one_token_a_step(self, input_ids: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         reward = self.rad.reward
-        last = text_config(reward.model).num_hidden_layers
         if self.phrases is None:
-            self.phrases = Phrases(reward.model, [last], with_logits=False)
+            self.phrases = Phrases(reward.model, [self.last], with_logits=False)
             self.phrases.begin(input_ids, self.mask, self.max_length, self.rad.max_candidates)
         else:
-            self.phrases.keep((self.candidates == input_ids[:, -1:]).int().argmax(-1, True))
+            drawn = (self.candidates == input_ids[:, -1:]).int().argmax(-1, True)
+            self.phrases.keep(drawn, self.candidates)
         self.candidates = candidates
-        return reward.of(self.phrases.look(candidates)[last])
+        return reward.of(self.phrases.look(candidates)[self.last])
 
-    def _anew(self, input_ids: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    def _of_phrases(self, input_ids: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        reward, width = self.rad.reward, self.mask.shape[1]
+        phrases = []
+        for ids, seen, tokens in zip(
+            input_ids.tolist(), self.mask.tolist(), candidates.tolist(), strict=False
+        ):
+            prompt = [token for token, kept in zip(ids, seen, strict=False) if kept]
+            phrases += [[*prompt, *ids[width:], token] for token in tokens]
+        states = hidden_states(reward.model, phrases, [self.last])[:, 0]
+        last = torch.tensor([len(phrase) - 1 for phrase in phrases], device=states.device)
+        final = states[torch.arange(len(phrases), device=states.device), last]
+        return reward.of(final).view(candidates.shape)
+
+    def _of_texts(self, input_ids: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(len(candidates)).repeat_interleave(candidates.shape[1])
         ids = torch.cat([input_ids.cpu()[rows], candidates.cpu().reshape(-1, 1)], dim=1)
         texts = self.rad.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -698,8 +742,10 @@ class SelfDebiasing(Reweighting):
     decay : float
         The paper's lambda, at least 0: 10, 50 or 100 there.
     seed : int, optional
-        As in `SASA`, where top-k is given.
+        As in `SASA`.
     """
+
+    sees = False
 
     def __init__(
         self,
@@ -709,26 +755,24 @@ class SelfDebiasing(Reweighting):
         decay: float = 50.0,
         seed: int | None = None,
     ) -> None:
-        self.seed = seed
-        if isinstance(attributes, str) or not attributes:
+        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
+        attributes = check_texts(attributes, "attribute or description")
+        if not attributes:
             raise ValueError("give a list of at least one attribute or description")
-        if not 0 <= decay < float("inf"):
-            raise ValueError(f"decay must be a number of at least 0, got {decay}")
-        self.decay = decay
+        self.decay = check_number("decay", decay, least=0)
         self.prefixes = [
             DEBIASING_PROMPT.format(DEBIASED_ATTRIBUTES.get(name, name)) for name in attributes
         ]
-        self.tokens = [tokenizer(text)["input_ids"] for text in self.prefixes]
+        self.tokens = prompt_ids(tokenizer, self.prefixes)
         self.beginning = tokenizer("")["input_ids"]  # special tokens that a text begins with
-
-    def describe(self) -> dict[str, object]:
-        """What a run needs to know to be told from another."""
-        return {"decay": self.decay, "prefixes": self.prefixes, "seed": self.seed}
 
     def processor(
         self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
     ) -> LogitsProcessor:
         """Make the processor of one call."""
+        longest = max(map(len, self.tokens))
+        if fault := too_long(model, max_length + longest, what="prompts or descriptions"):
+            raise ValueError(f"the longest description with prompt and text {fault}")
         return _Debiasing(self, model, mask)
 
 

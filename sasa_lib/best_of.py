@@ -20,7 +20,8 @@ from transformers.generation import (
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from sasa_lib.boundary import Boundary
-from sasa_lib.decoding import Decoder, PlainSampling
+from sasa_lib.checks import as_list, check_count, check_number
+from sasa_lib.decoding import Decoder, PlainSampling, further_inputs
 from sasa_lib.embeddings import check_layer, hidden_states
 
 READ_AT_ONCE = 100  # responses in one forward pass
@@ -79,25 +80,20 @@ class BestOf(Decoder):
         then: Decoder | None = None,
         seed: int | None = None,
     ) -> None:
-        self.pairs = [(boundary, 1.0)] if isinstance(boundary, Boundary) else list(boundary)
-        if not self.pairs:
+        pairs = [(boundary, 1.0)] if isinstance(boundary, Boundary) else boundary
+        pairs = as_list(pairs, "pairs (boundary, weight)")
+        if not pairs:
             raise ValueError("BestOf needs at least one boundary")
-        if not all(np.isfinite(weight) for _, weight in self.pairs):
-            raise ValueError("the weights of BestOf's boundaries must be numbers")
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
+        self.pairs = [(one, check_number("weight", weight)) for one, weight in pairs]
+        self.n = check_count("n", n)
         if then is not None and seed is not None:
             raise ValueError("give the seed to the decoder that draws, not to BestOf")
-        self.n = n
         self.then = then or PlainSampling(seed)
 
-    def describe(self) -> dict[str, object]:
-        """What a run needs to know to be told from another."""
-        return {
-            "n": self.n,
-            "boundaries": [[boundary.fingerprint(), weight] for boundary, weight in self.pairs],
-            "then": [type(self.then).__name__, self.then.describe()],
-        }
+    @property
+    def draws(self) -> int:
+        """Sequences that it draws for each that it returns."""
+        return self.n * self.then.draws
 
     @torch.no_grad()
     def __call__(
@@ -112,6 +108,10 @@ class BestOf(Decoder):
         **model_kwargs: object,
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         """Draw and choose; `model.generate` calls this with what it has prepared."""
+        mask = model_kwargs.get("attention_mask")
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        # Responses are read again, as tokens alone.
+        self.check_call(model, generation_config, further_inputs(model_kwargs, input_ids, mask))
         if not generation_config.do_sample:
             raise ValueError("BestOf chooses among draws: give do_sample=True")
         if generation_config.output_hidden_states:
@@ -119,8 +119,6 @@ class BestOf(Decoder):
         for boundary, _ in self.pairs:
             boundary.check_model(model)
             check_layer(model, boundary.layer)
-        mask = model_kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
         many, expanded = model._expand_inputs_for_generation(
             expand_size=self.n, input_ids=input_ids, **model_kwargs
         )

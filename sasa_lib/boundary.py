@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,27 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib import sharing
+from sasa_lib.checks import check_choice, check_finite, check_number, to_json
 from sasa_lib.corpora import fingerprint as corpus_fingerprint
 from sasa_lib.corpora import labelled
-from sasa_lib.embeddings import POOLINGS, check_layer, extract, token_states, tokenised
-from sasa_lib.models import text_config
+from sasa_lib.embeddings import (
+    POOLINGS,
+    allowed_error,
+    check_layer,
+    check_states,
+    extract,
+    probe_states,
+    token_states,
+    tokenised,
+)
+from sasa_lib.models import language_model, text_config
 from sasa_lib.places import atomic_file
 from sasa_lib.selection import (
-    SMALLEST_EIGENVALUE,
+    CUTS,
     candidate_layers,
     cross_validate,
     grouped_folds,
+    kept_eigenvalues,
 )
 
 COVARIANCES = ("empirical", "ledoit_wolf", "oas")
@@ -52,8 +64,8 @@ class Boundary:
         margin(h) = w . (h - b) / |w|,
 
     positive on the nontoxic side (Ko et al. 2025, arXiv 2410.03818, section 3). S is inverted on
-    its eigenvectors with an eigenvalue above 1e-6. Make one with `fit`, `from_embeddings` or
-    `load`.
+    those of its eigenvectors that `sasa_lib.selection.kept_eigenvalues` keeps. Make one with
+    `fit`, `from_embeddings` or `load`.
 
     Attributes
     ----------
@@ -71,13 +83,18 @@ class Boundary:
     pooling : {"last", "mean"}
         How a text's hidden states became its embedding.
     model : str
-        Name of the language model whose embeddings these are.
+        Name of the language model whose embeddings these are, for people.
     slope, intercept : float
         Log-odds of nontoxic in the posterior form: slope * (margin / scale) + intercept. See
         `calibrated`.
     metadata : dict
         How the boundary came about: sizes, AUC, covariance, data fingerprint, version, and,
         where something was left to "auto", what was `tried`.
+    states : numpy.ndarray of float32, shape [tokens, hidden_size], optional
+        Hidden states by which the model is known again, whatever it is called
+        (`sasa_lib.embeddings.probe_states`). Without them only its name is compared.
+    dtype : str
+        Of the model's weights.
     """
 
     normal: np.ndarray
@@ -90,6 +107,8 @@ class Boundary:
     slope: float = 3.0
     intercept: float = 0.0
     metadata: dict[str, Any] = field(default_factory=dict)
+    states: np.ndarray | None = field(default=None, repr=False)
+    dtype: str = ""
 
     @classmethod
     def fit(
@@ -103,8 +122,10 @@ class Boundary:
         layer: int | float | str = -1,
         pooling: str = "last",
         covariance: str = "empirical",
+        cut: str = "relative",
         held_out: Dataset | None = None,
         folder: str | Path | None = None,
+        set_aside: bool = False,
         progress: bool = True,
     ) -> Boundary:
         """Fit a boundary on a value-annotated corpus.
@@ -126,10 +147,15 @@ class Boundary:
         covariance : {"empirical", "ledoit_wolf", "oas", "auto"}
             "empirical" is the published choice; "ledoit_wolf" and "oas" shrink it, which matters
             wherever there are not many more examples than hidden units.
+        cut : {"relative", "published"}
+            Which eigenvalues of the covariance count as 0, see
+            `sasa_lib.selection.kept_eigenvalues`; "published" is an absolute 1e-6.
         held_out : datasets.Dataset, optional
             Annotated data on which the AUC in the metadata is measured.
         folder : str or Path, optional
             Where embeddings are kept, see `sasa_lib.embeddings.extract`.
+        set_aside : bool
+            Fit without texts that cannot be read, with a warning. False: refuse them.
         progress : bool
 
         Returns
@@ -155,6 +181,9 @@ class Boundary:
         The rule says what separates texts like these. For other texts, or for decoding, another
         choice may be better: compare on `held_out` data of that kind.
         """
+        model = language_model(model)
+        threshold = check_number("threshold", threshold)
+        check_choice("cut", cut, CUTS)
         if isinstance(layer, str) and layer != AUTO:
             raise ValueError(f"unknown layer {layer!r}; give a number, or {AUTO!r}")
         layers = candidate_layers(model) if layer == AUTO else [check_layer(model, layer)]
@@ -169,36 +198,46 @@ class Boundary:
         }
         if held_out is not None:
             held_out, held_out_toxic = labelled(held_out, attribute, threshold, minimum=1)
-        folds = grouped_folds(corpus, toxic) if AUTO in (layer, pooling, covariance) else []
+        if AUTO in (layer, pooling, covariance):
+            grouped_folds(corpus, toxic)  # refuses, if it does, before the texts are read
         # Texts are read once for all layers and poolings, since `extract` keeps all poolings.
         with tempfile.TemporaryDirectory() as temporary:
             keep = temporary if folder is None and len(poolings) > 1 else folder
             embeddings = {
                 name: extract(
                     model, tokenizer, corpus, layers=layers, pooling=name, folder=keep,
-                    progress=progress,
+                    set_aside=set_aside, progress=progress,
                 )
                 for name in poolings
             }  # fmt: skip
+        read = np.isfinite(embeddings[poolings[0]][:, 0, 0])
+        if not read.all():
+            corpus, toxic = labelled(corpus.select(np.flatnonzero(read)), attribute, threshold)
+            embeddings = {name: of_pooling[read] for name, of_pooling in embeddings.items()}
+            metadata["data_fingerprint"] = corpus_fingerprint(corpus, attribute)
+        folds = grouped_folds(corpus, toxic) if AUTO in (layer, pooling, covariance) else []
         choice = {"layer": layers[0], "pooling": poolings[0], "covariance": covariances[0]}
         if folds:
-            tried = cross_validate(embeddings, layers, covariances, toxic, folds)
+            tried = cross_validate(embeddings, layers, covariances, toxic, folds, cut)
             metadata["tried"] = tried
             choice = next({key: row[key] for key in choice} for row in tried if row["chosen"])
         boundary = cls.from_embeddings(
             embeddings[choice["pooling"]][:, layers.index(choice["layer"])],
             toxic,
-            model=model.name_or_path,
+            model=model,
             metadata=metadata,
+            cut=cut,
             **choice,
         )
         if held_out is not None:
             judged = extract(
                 model, tokenizer, held_out, layers=[boundary.layer], pooling=boundary.pooling,
-                folder=folder, progress=progress,
+                folder=folder, set_aside=set_aside, progress=progress,
             )  # fmt: skip
             margins = boundary.margins(judged[:, 0])
-            boundary.metadata["held_out_auc"] = float(roc_auc_score(~held_out_toxic, margins))
+            good = np.isfinite(margins)
+            auc = roc_auc_score(~held_out_toxic[good], margins[good])
+            boundary.metadata["held_out_auc"] = float(auc)
         return boundary
 
     @classmethod
@@ -209,8 +248,9 @@ class Boundary:
         *,
         layer: int,
         pooling: str,
-        model: str,
+        model: PreTrainedModel | str,
         covariance: str = "empirical",
+        cut: str = "relative",
         metadata: dict[str, Any] | None = None,
     ) -> Boundary:
         """Fit a boundary on embeddings that are already at hand.
@@ -219,8 +259,11 @@ class Boundary:
         ----------
         embeddings : numpy.ndarray, shape [n, hidden_size]
         toxic : sequence of bool, shape [n]
-        layer, pooling, model, covariance
+        layer, pooling, covariance, cut
             As in `fit`.
+        model : PreTrainedModel or str
+            Whose embeddings these are. By a name alone the boundary cannot tell whether another
+            model of this name has the same weights.
         metadata : dict, optional
             Kept with the boundary.
 
@@ -235,6 +278,7 @@ class Boundary:
             class, or classes whose means coincide.
         """
         _check_choices(pooling, covariance)
+        check_choice("cut", cut, CUTS)
         embeddings = np.asarray(embeddings, dtype=np.float64)
         toxic = np.asarray(toxic, dtype=bool)
         if embeddings.ndim != 2 or toxic.shape != (len(embeddings),):
@@ -242,9 +286,7 @@ class Boundary:
                 f"expected embeddings [n, hidden_size] and toxic [n], got shapes "
                 f"{embeddings.shape} and {toxic.shape}"
             )
-        if not np.isfinite(embeddings).all():
-            row = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
-            raise ValueError(f"the embeddings contain NaN or infinity, first in row {row}")
+        check_finite("embeddings", embeddings)
         if min(toxic.sum(), (~toxic).sum()) < 2:
             raise ValueError(
                 f"a boundary needs at least 2 examples of either class, got {int(toxic.sum())} "
@@ -252,7 +294,7 @@ class Boundary:
             )
         nontoxic_mean, toxic_mean = embeddings[~toxic].mean(axis=0), embeddings[toxic].mean(axis=0)
         centred = embeddings - np.where(toxic[:, None], toxic_mean, nontoxic_mean)
-        weight = _inverse(_covariance(centred, covariance)) @ (nontoxic_mean - toxic_mean)
+        weight = _inverse(_covariance(centred, covariance), cut) @ (nontoxic_mean - toxic_mean)
         length = np.linalg.norm(weight)
         if length == 0:
             raise ValueError(
@@ -263,6 +305,7 @@ class Boundary:
         margins = (embeddings - midpoint) @ normal
         facts = {
             "covariance": covariance,
+            "cut": cut,
             "n_nontoxic": int((~toxic).sum()),
             "n_toxic": int(toxic.sum()),
             "training_auc": float(roc_auc_score(~toxic, margins)),
@@ -273,11 +316,18 @@ class Boundary:
             midpoint=midpoint.astype(np.float32),
             scale=float(margins.std()),
             weight_norm=float(length),
-            layer=layer,
+            layer=int(layer),
             pooling=pooling,
-            model=model,
+            model=model if isinstance(model, str) else model.name_or_path,
             metadata=facts | (metadata or {}),
-        )
+        ).of(model)
+
+    def of(self, model: PreTrainedModel | str) -> Boundary:
+        """Return this boundary, knowing its model by its hidden states and not only by its name."""
+        if isinstance(model, str):
+            return self
+        states = probe_states(model, self.layer)
+        return replace(self, states=states, dtype=str(model.dtype))
 
     def margins(self, embeddings: np.ndarray, *, scaled: bool = False) -> np.ndarray:
         """Signed distance of embeddings from the boundary, positive on the nontoxic side.
@@ -324,6 +374,7 @@ class Boundary:
         *,
         scaled: bool = False,
         folder: str | Path | None = None,
+        set_aside: bool = False,
         progress: bool = False,
     ) -> np.ndarray:
         """Margins of texts, or of the rows of a corpus.
@@ -335,8 +386,8 @@ class Boundary:
         texts : sequence of str or datasets.Dataset
         scaled : bool
             See `margins`.
-        folder : str or Path, optional
-            Where embeddings are kept, see `sasa_lib.embeddings.extract`.
+        folder, set_aside
+            As in `sasa_lib.embeddings.extract`; the margin of a text that is set aside is NaN.
         progress : bool
 
         Returns
@@ -356,6 +407,7 @@ class Boundary:
             layers=[self.layer],
             pooling=self.pooling,
             folder=folder,
+            set_aside=set_aside,
             progress=progress,
         )
         return self.margins(embeddings[:, 0], scaled=scaled)
@@ -394,8 +446,7 @@ class Boundary:
             The model is another one than the boundary's, or an unknown phrase.
         """
         self.check_model(model)
-        if phrase not in PHRASES:
-            raise ValueError(f"unknown phrase {phrase!r}; known are {', '.join(PHRASES)}")
+        check_choice("phrase", phrase, PHRASES)
         responses = [len(t.tokens) - t.start for t in tokenised(model, tokenizer, corpus)]
         found: list[np.ndarray] = [np.empty(0)] * len(responses)
         states = token_states(
@@ -423,10 +474,11 @@ class Boundary:
     ) -> Boundary:
         """Return this boundary with the slope and intercept that its margins deserve.
 
-        A logistic regression on one number, the scaled margin (Platt 1999), says how likely a
-        text is to be nontoxic, when as much of it has been read as the margin has seen: all
-        growing phrases of all texts are examples, those of a text share its weight, and both
-        classes weigh the same, so that a corpus's share of toxic texts does not matter.
+        A logistic regression on one number, the scaled margin (Platt 1999, with his targets
+        (n + 1) / (n + 2) and 1 / (n + 2), which keep it finite where the classes are apart), says
+        how likely a text is to be nontoxic, when as much of it has been read as the margin has
+        seen: all growing phrases of all texts are examples, those of a text share its weight, and
+        both classes weigh the same, so that a corpus's share of toxic texts does not matter.
 
         Parameters
         ----------
@@ -457,10 +509,21 @@ class Boundary:
         )
         lengths = np.array([len(of_text) for of_text in margins])
         share = np.where(toxic, toxic.mean(), 1 - toxic.mean())
+        weight = np.repeat(1 / (lengths * share), lengths)
+        x, nontoxic = np.concatenate(margins)[:, None], np.repeat(~toxic, lengths)
+        if roc_auc_score(nontoxic, x[:, 0], sample_weight=weight) == 1:
+            warnings.warn(
+                f"the margins of these {len(corpus)} texts separate the classes without an error, "
+                "so the slope follows from how few they are: calibrate on more texts",
+                stacklevel=2,
+            )
+        # Each example counts for both classes, for the other as one among so many and two more.
+        counts = np.bincount(toxic, minlength=2)  # nontoxic, toxic
+        target = np.where(nontoxic, (counts[0] + 1) / (counts[0] + 2), 1 / (counts[1] + 2))
         regression = LogisticRegression(C=np.inf).fit(
-            np.concatenate(margins)[:, None],
-            np.repeat(~toxic, lengths),
-            sample_weight=np.repeat(1 / (lengths * share), lengths),
+            np.concatenate([x, x]),
+            np.repeat([True, False], len(x)),
+            sample_weight=np.concatenate([weight * target, weight * (1 - target)]),
         )
         slope, intercept = float(regression.coef_[0, 0]), float(regression.intercept_[0])
         if slope <= 0:
@@ -478,42 +541,51 @@ class Boundary:
         return replace(self, slope=slope, intercept=intercept, metadata=metadata)
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """Raise ValueError unless `model` is the one whose embeddings the boundary separates."""
-        if model.name_or_path != self.model:
+        """Raise ValueError unless `model` is the one whose embeddings the boundary separates.
+
+        It is if its hidden states are: the same weights under another name are the same model,
+        and other weights under the same name, or with another adapter, are not. The dtype may be
+        another one.
+        """
+        fitted = f"this boundary was fitted on {self.model!r}"
+        model = language_model(model)
+        if self.states is not None:
+            check_states(model, self.layer, self.states, self.dtype, fitted)
+        elif model.name_or_path != self.model:
             raise ValueError(
-                f"this boundary was fitted on {self.model!r} and says nothing about "
-                f"{model.name_or_path!r}; fit one on that model"
+                f"{fitted} and says nothing about {model.name_or_path!r}; fit one on that model"
             )
         size = text_config(model).hidden_size
         if size != len(self.normal):
             raise ValueError(
-                f"this boundary was fitted on hidden size {len(self.normal)}, but "
-                f"{model.name_or_path!r} has {size}; fit one on that model"
+                f"{fitted}, whose hidden size is {len(self.normal)}; {model.name_or_path!r} has "
+                f"{size}: fit one on that model"
             )
+
+    def same_space(self, other: Boundary) -> bool:
+        """Whether another boundary lies in the same layer of the same model."""
+        if self.layer != other.layer or len(self.normal) != len(other.normal):
+            return False
+        if self.states is None or other.states is None:
+            return self.model == other.model
+        off = np.linalg.norm(self.states - other.states) / np.linalg.norm(self.states)
+        return bool(off <= allowed_error(self.dtype, other.dtype))
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over all that a margin depends on."""
-        facts = (
-            f"{self.scale} {self.slope} {self.intercept} {self.layer} {self.pooling} {self.model}"
-        )
+        facts = f"{self.scale} {self.slope} {self.intercept} {self.layer} {self.pooling}"
         parts = (self.normal.tobytes(), self.midpoint.tobytes(), facts.encode())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write the boundary as safetensors, with all that describes it in the metadata."""
-        facts = {
-            "scale": self.scale,
-            "weight_norm": self.weight_norm,
-            "layer": self.layer,
-            "pooling": self.pooling,
-            "model": self.model,
-            "slope": self.slope,
-            "intercept": self.intercept,
-            "metadata": self.metadata,
-        }
         tensors = {"normal": self.normal, "midpoint": self.midpoint}
+        if self.states is not None:
+            tensors["states"] = self.states
+        names = {one.name for one in fields(self)} - {"normal", "midpoint", "states"}
+        facts = {name: getattr(self, name) for name in names}
         with atomic_file(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata={"sasa_boundary": json.dumps(facts)})
+            save_file(tensors, temporary, metadata={"sasa_boundary": to_json(facts)})
 
     @classmethod
     def load(cls, path: str | Path) -> Boundary:
@@ -522,13 +594,22 @@ class Boundary:
         Raises
         ------
         ValueError
-            The file is missing, damaged, or not a boundary.
+            The file is missing, damaged, of a later version, or not a boundary.
         """
         try:
             with safe_open(path, framework="numpy") as file:
                 facts = json.loads((file.metadata() or {})["sasa_boundary"])
-                return cls(file.get_tensor("normal"), file.get_tensor("midpoint"), **facts)
-        except (OSError, SafetensorError, KeyError) as error:
+                facts |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is not a saved boundary ({error})") from error
+        known = {one.name for one in fields(cls)}
+        if unknown := sorted(set(facts) - known):
+            raise ValueError(
+                f"{path} was saved by a later version of sasa_lib, with {unknown[0]!r}: install it"
+            )
+        try:
+            return cls(**facts)
+        except TypeError as error:
             raise ValueError(f"{path} is not a saved boundary ({error})") from error
 
     def save_pretrained(
@@ -685,10 +766,8 @@ def prefix_auc(
 
 def _check_choices(pooling: str, covariance: str, *more: str) -> None:
     """Raise ValueError unless both are known; `more` are further names that either may have."""
-    known = {"pooling": (*POOLINGS, *more), "covariance": (*COVARIANCES, *more)}
-    for what, value in (("pooling", pooling), ("covariance", covariance)):
-        if value not in known[what]:
-            raise ValueError(f"unknown {what} {value!r}; known are {', '.join(known[what])}")
+    check_choice("pooling", pooling, (*POOLINGS, *more))
+    check_choice("covariance", covariance, (*COVARIANCES, *more))
 
 
 def _covariance(centred: np.ndarray, estimator: str) -> np.ndarray:
@@ -698,8 +777,8 @@ def _covariance(centred: np.ndarray, estimator: str) -> np.ndarray:
     return shrunk(centred, assume_centered=True)[0]
 
 
-def _inverse(covariance: np.ndarray) -> np.ndarray:
-    """Inverse on the eigenvectors with an eigenvalue above 1e-6."""
+def _inverse(covariance: np.ndarray, cut: str) -> np.ndarray:
+    """Inverse on the eigenvectors whose eigenvalue does not count as 0."""
     values, vectors = np.linalg.eigh(covariance)
-    kept = values > SMALLEST_EIGENVALUE
+    kept = kept_eigenvalues(values, cut)
     return (vectors[:, kept] / values[kept]) @ vectors[:, kept].T

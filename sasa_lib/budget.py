@@ -11,6 +11,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib import metrics, runs
+from sasa_lib.checks import check_count, check_number
 from sasa_lib.decoding import SASA, Decoder, PlainSampling
 from sasa_lib.places import place
 
@@ -48,7 +49,6 @@ def calibrate(
     prompts : sequence of str
         Like those that SASA is meant for; some ten or more, or the ratio is mostly chance.
     sampling : Sampling
-        With top_k; without, plain sampling draws with noise of its own.
     folder : str or Path
         Every budget tried is a run of its own here (`runs.generate`), and judgements lie in its
         folder `judged`: a calibration that was killed goes on where it was.
@@ -119,8 +119,7 @@ def calibrate(
             texts, [], judge, judge_tokenizer, folder=place(folder) / "judged", progress=progress
         )
 
-    # Without top-k, plain sampling cannot draw with SASA's noise.
-    plain = continued("plain", PlainSampling(sasa.seed) if sampling.top_k else None)
+    plain = continued("plain", PlainSampling(sasa.seed))
     tried = {0.0: relative_perplexity(plain, plain)}
 
     def within(max_kl: float) -> bool:
@@ -203,12 +202,9 @@ def _check(sasa: SASA, target: float, tolerance: float, steps: int) -> None:
             "calibration needs a seed, SASA(..., seed=0), so that budgets are compared on the same "
             "noise"
         )
-    if not 1 < target < float("inf"):
-        raise ValueError(f"target_perplexity_ratio must be a finite number above 1, got {target}")
-    if not 0 <= tolerance < float("inf"):
-        raise ValueError(f"tolerance must be a number of at least 0, got {tolerance}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    check_number("target_perplexity_ratio", target, above=1)
+    check_number("tolerance", tolerance, least=0)
+    check_count("steps", steps)
 
 
 def _table(tried: dict[float, dict[str, float]], chosen: float) -> pd.DataFrame:

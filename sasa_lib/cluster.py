@@ -23,7 +23,9 @@ from typing import Any
 import pyarrow as pa
 from transformers import GenerationConfig, PreTrainedModel
 
-from sasa_lib.models import SPREAD, fingerprint, load_lm
+from sasa_lib.checks import check_count
+from sasa_lib.identity import model_digest
+from sasa_lib.models import SPREAD, load_lm
 
 ENGINES = ("local", "ray")
 ENGINE = "SASA_ENGINE"  # the environment variable that names one where a call does not
@@ -144,7 +146,7 @@ class ModelCopy:
             os.path.abspath(name) if os.path.isdir(name) else name,  # actors are elsewhere
             str(model.dtype).removeprefix("torch."),
             pool.device if pool.gpus < 2 else SPREAD,
-            fingerprint(model),
+            model_digest(model),
             model.generation_config,
         )
 
@@ -158,7 +160,7 @@ class ModelCopy:
         """
         if self.fingerprint not in _LOADED:
             model, _ = load_lm(self.source, device=self.device, dtype=self.dtype)
-            if fingerprint(model) != self.fingerprint:
+            if model_digest(model) != self.fingerprint:
                 raise ValueError(
                     f"an actor that loads {self.name!r} gets other weights than the model that was "
                     "given: save the model to a folder that all machines see, and load it from "
@@ -203,10 +205,8 @@ def pool(engine: str | None = None, actors: int | None = None) -> Pool | None:
     if engine not in ENGINES:
         where = "" if named else f" in {ENGINE}"
         raise ValueError(f"unknown engine {engine!r}{where}; known are {', '.join(ENGINES)}")
-    if actors is not None and (
-        isinstance(actors, bool) or not isinstance(actors, int) or actors < 1
-    ):
-        raise ValueError(f"actors must be a whole number of at least 1, got {actors!r}")
+    if actors is not None:
+        actors = check_count("actors", actors)
     if engine == "local":
         if actors is not None:
             raise ValueError("actors are Ray's: give engine='ray' with them")

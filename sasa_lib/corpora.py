@@ -9,40 +9,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, load_dataset
-from profanity_check import predict_prob
+from datasets import Dataset, Features, Value, load_dataset
 from sklearn.model_selection import GroupShuffleSplit
 from transformers import PreTrainedTokenizerBase
 
+from sasa_lib import formats
 from sasa_lib.assets import DATA_DIR, fetch
+from sasa_lib.checks import check_choice, check_count, check_number, check_texts, first_line
 
 ATTRIBUTES = (
-    "toxicity",
-    "severe_toxicity",
-    "profanity",
-    "sexually_explicit",
-    "identity_attack",
-    "flirtation",
-    "threat",
-    "insult",
-)
+    "toxicity", "severe_toxicity", "profanity", "sexually_explicit", "identity_attack",
+    "flirtation", "threat", "insult",
+)  # fmt: skip
 CIVIL_COMMENTS_ATTRIBUTES = (
-    "toxicity",
-    "severe_toxicity",
-    "obscene",
-    "threat",
-    "insult",
-    "identity_attack",
+    "toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack",
     "sexual_explicit",
-)
+)  # fmt: skip
+# What the columns of a prompt set must hold.
+CHECKS = dict.fromkeys((*ATTRIBUTES, *CIVIL_COMMENTS_ATTRIBUTES), formats.values)
+CHECKS |= dict.fromkeys(("domain", "group", "entity", "category"), formats.labels)
+CHECKS |= {"challenging": formats.flags}
 EMBEDDED = ("contrast-pairs", "rtp-toxic-texts", "everyday-texts")
 CORPORA = ("embedded", *EMBEDDED, "rtp", "civil_comments", "hh-rlhf", "file")
+PACKAGED = ("embedded", *EMBEDDED, "crows-pairs", "do-not-answer")
 PROMPTS = (
     "embedded", "crows-pairs", "do-not-answer", "rtp", "bold", "attaq", "hh-rlhf", "file"
 )  # fmt: skip
@@ -87,12 +84,13 @@ def load_corpus(
         (harmless-base dialogues, Bai et al. 2022; see Notes) or "file".
     path : str or Path, optional
         A local copy in the published format ("rtp", "civil_comments", "hh-rlhf"), or the user's
-        own CSV, JSONL or Parquet file ("file"), compressed or not. Without it the hub is asked.
+        own CSV, JSON lines or Parquet file ("file"; see `formats.read_table`), compressed or not.
+        Without it the hub is asked.
     columns : mapping, optional
         For "file": schema column to the file's column, such as
         ``{"response": "comment", "toxicity": "score"}``. Default: the same names. Columns that
-        are neither named here nor have an attribute's name count as annotated if all of their
-        values are in [0, 1], and are dropped otherwise.
+        are neither named here nor have an attribute's name count as annotated if all that is in
+        them are numbers in [0, 1], and are dropped otherwise; true and false are 1 and 0.
     max_examples : int, optional
         Keep this many rows, drawn without replacement with `seed`.
 
@@ -103,7 +101,8 @@ def load_corpus(
     Raises
     ------
     ValueError
-        Unknown name, unreadable path, missing columns, values outside [0, 1], or empty texts.
+        Unknown name, unreadable path, missing columns, values that are no numbers in [0, 1], or
+        empty texts; with the first row, counted from 0.
 
     Notes
     -----
@@ -114,7 +113,12 @@ def load_corpus(
     through `chat`); empty answers and pairs of equal dialogues are left out. Pairs with the same
     opening, often one conversation judged after different turns, are one `group`.
     """
-    _known(name, CORPORA, "corpus")
+    check_choice("corpus", name, CORPORA)
+    _check_path(name, path)
+    if max_examples is not None:
+        check_count("max_examples", max_examples)
+    if columns and name != "file":
+        raise ValueError(f"columns are for 'file'; corpus {name!r} has its own")
     if name == "embedded" or name in EMBEDDED:
         readers = dict(
             zip(EMBEDDED, (_contrast_pairs, _rtp_toxic_texts, _everyday_texts), strict=True)
@@ -131,11 +135,11 @@ def load_corpus(
     elif name == "hh-rlhf":
         frame = _preferences(_dialogues(path, split="train"))
     else:
-        frame = _renamed(_read(_required(path)), columns or {})
-    frame = _checked(frame.reset_index(drop=True), name, columns or ())
+        frame = formats.renamed(formats.read_table(path), columns or {})
+    frame = _checked(frame, f"corpus {name!r}", columns or {})
     if max_examples is not None and max_examples < len(frame):
         frame = frame.sample(max_examples, random_state=seed).reset_index(drop=True)
-    return Dataset.from_pandas(frame, preserve_index=False)
+    return _dataset(frame)
 
 
 def load_prompts(
@@ -159,7 +163,7 @@ def load_prompts(
         the trailing space that each is published with is removed, and empty ones are left out),
         "attaq" (Kour et al. 2023: adversarial questions), "hh-rlhf" (the distinct opening
         messages of harmless-base dialogues, Bai et al. 2022, from which AttaQ was made in part)
-        or "file" (CSV, JSONL or Parquet).
+        or "file" (CSV, JSON lines or Parquet).
     path : str or Path, optional
         As in `load_corpus`; for "bold" a folder with the five <domain>_prompt.json or one file of
         it, in the published format or that of the hub. Without it the hub is asked, for "hh-rlhf"
@@ -175,22 +179,26 @@ def load_prompts(
     Returns
     -------
     datasets.Dataset
-        Columns `prompt` and, where known, `toxicity` and `challenging`; for "bold" and
-        "crows-pairs" `domain`, `group` and `entity` (twins have it in common), for "attaq" and
-        "do-not-answer" `category`.
+        Columns `prompt` and, where known, `toxicity`, the other attributes and `challenging`
+        (null where the flag is unknown, which is in no subset); for "bold" and "crows-pairs"
+        `domain`, `group` and `entity` (twins have it in common), for "attaq" and "do-not-answer"
+        `category`. Of a "file" those of these names that it has; its other columns are dropped.
 
     Raises
     ------
     ValueError
-        Unknown name or subset, unreadable path, missing column, or no prompt left.
+        Unknown name or subset, unreadable path, missing column, empty prompts, values that are
+        no numbers in [0, 1] or flags that are none (with the first row, counted from 0), or no
+        prompt left.
     """
-    _known(name, PROMPTS, "prompt set")
+    check_choice("prompt set", name, PROMPTS)
+    _check_path(name, path)
     if subset is not None:
         own = {"bold": DOMAINS, "crows-pairs": tuple(PAIRED_GROUPS)}
         subsets = own.get(name, () if name in ("attaq", "hh-rlhf", "do-not-answer") else SUBSETS)
         if not subsets:
             raise ValueError(f"prompt set {name!r} has no subsets; leave subset={subset!r} out")
-        _known(subset, subsets, "subset")
+        check_choice("subset", subset, subsets)
     if name == "embedded":
         frame = _embedded_prompts()
     elif name == "crows-pairs":
@@ -199,9 +207,8 @@ def load_prompts(
         frame = _do_not_answer()
     elif name == "rtp":
         records = _rtp_records(path)
-        frame = pd.DataFrame(list(records["prompt"])).rename(columns={"text": "prompt"})
-        frame["challenging"] = records["challenging"].to_numpy()
-        frame = frame[["prompt", "challenging", *ATTRIBUTES]]
+        frame = _rtp_side(records, "prompt").rename(columns={"response": "prompt"})
+        frame.insert(1, "challenging", records["challenging"])
     elif name == "bold":
         frame = _bold_prompts(path, subset)
     elif name == "attaq":
@@ -212,17 +219,9 @@ def load_prompts(
         openings = map(_opening, _dialogues(path, split="test")["chosen"])
         frame = pd.DataFrame({"prompt": [text for text in dict.fromkeys(openings) if text]})
     else:
-        frame = _renamed(_read(_required(path)), {"prompt": column})
-        if "prompt" not in frame:
-            raise ValueError(f"{path} has no column {column!r}; it has {', '.join(frame.columns)}")
-    frame = _subset(frame, name, subset)
-    bad = ~frame["prompt"].map(lambda prompt: isinstance(prompt, str) and prompt.strip() != "")
-    if bad.any():
-        raise ValueError(
-            f"prompt set {name!r}: row {int(bad.idxmax())} has an empty prompt, or one that is "
-            "not text"
-        )
-    return Dataset.from_pandas(frame.reset_index(drop=True), preserve_index=False)
+        frame = formats.renamed(formats.read_table(path), {"prompt": column})
+    frame = _checked_prompts(frame, f"prompt set {name!r}", column if name == "file" else "prompt")
+    return _dataset(_subset(frame, name, subset))
 
 
 def sample_groups(prompts: Dataset, number: int, seed: int = 0) -> pd.DataFrame:
@@ -243,6 +242,7 @@ def sample_groups(prompts: Dataset, number: int, seed: int = 0) -> pd.DataFrame:
         have in common) and `compared` (the two groups of a pair, or the group of a prompt that is
         alone), sorted by `compared`, `pair` and `group`: twins stand one after the other.
     """
+    check_count("number", number)
     found = prompts.to_pandas()
     named = found.groupby("entity")["group"].agg(lambda groups: " - ".join(sorted(set(groups))))
     twins = named.str.contains(" - ").all()
@@ -255,7 +255,7 @@ def sample_groups(prompts: Dataset, number: int, seed: int = 0) -> pd.DataFrame:
     return found[found["pair"].isin(drawn)].sort_values(["compared", "pair", "group"])
 
 
-def chat(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def chat(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, **template: Any) -> Dataset:
     r"""Render prompts as an instruct model expects them, by its chat template.
 
     Tokenise the result as any other prompt, with the tokenizer's special tokens: a beginning-of-
@@ -268,6 +268,8 @@ def chat(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         \n\nAssistant: ...") becomes its turns, any other is one turn of the user.
     tokenizer
         As returned by `sasa_lib.load_lm` for an instruct model.
+    **template
+        The chat template's own arguments, such as ``enable_thinking=False``.
 
     Returns
     -------
@@ -278,19 +280,26 @@ def chat(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     Raises
     ------
     ValueError
-        The tokenizer has no chat template, or a dialogue ends with what the assistant says.
+        The tokenizer has no chat template, or one without such an argument, or a dialogue ends
+        with what the assistant says.
     """
     if not tokenizer.chat_template:
         raise ValueError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template; take an instruct "
             "model's, or use the prompts as they are"
         )
+    # Jinja passes over what a template does not name.
+    unknown = [name for name in template if name not in tokenizer.get_chat_template()]
+    if unknown:
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} has no argument {unknown[0]!r}"
+        )
     # Not every tokenizer adds the token that it names: SmolLM2's is only ever the template's.
     adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     columns = dataset.to_dict()
-    for row, prompt in enumerate(columns["prompt"]):
+    for row, prompt in enumerate(check_texts(columns["prompt"], "prompt", empty=True)):
         text = tokenizer.apply_chat_template(
-            _messages(prompt, row), tokenize=False, add_generation_prompt=True
+            _messages(prompt, row), tokenize=False, add_generation_prompt=True, **template
         )
         columns["prompt"][row] = text.removeprefix(tokenizer.bos_token) if adds_bos else text
     if "response" in columns:
@@ -323,12 +332,12 @@ def labelled(
     Raises
     ------
     ValueError
-        Unknown attribute, or a class with fewer than `minimum` examples.
+        Unknown attribute, values that are no numbers in [0, 1], or a class with fewer than
+        `minimum` examples.
     """
-    if attribute not in attributes(corpus):
-        known = ", ".join(attributes(corpus))
-        raise ValueError(f"the corpus has no attribute {attribute!r}; it has {known}")
-    values = np.array(corpus[attribute], dtype=float)
+    threshold = check_number("threshold", threshold)
+    minimum = check_count("minimum", minimum, least=0)
+    values = np.array(_annotated(corpus, attribute))
     kept = np.flatnonzero(~np.isnan(values))
     toxic = values[kept] > threshold
     for count, side in ((int(toxic.sum()), "above"), (int((~toxic).sum()), "at most")):
@@ -354,6 +363,10 @@ def split(corpus: Dataset, held_out: float = 0.2, seed: int = 0) -> tuple[Datase
     -------
     training, held_out : datasets.Dataset
     """
+    if not 0 < check_number("held_out", held_out) < 1:
+        raise ValueError(f"held_out must lie between 0 and 1, got {held_out}")
+    if len(set(corpus["group"])) < 2:
+        raise ValueError("the corpus has a single group, whose rows stay together: no split")
     splitter = GroupShuffleSplit(n_splits=1, test_size=held_out, random_state=seed)
     ((training, rest),) = splitter.split(np.zeros(len(corpus)), groups=np.array(corpus["group"]))
     return corpus.select(training), corpus.select(rest)
@@ -367,13 +380,21 @@ def attributes(corpus: Dataset) -> list[str]:
 def fingerprint(corpus: Dataset, attribute: str = "toxicity") -> str:
     """Return a SHA-256 over texts and values, the same wherever the corpus came from."""
     digest = hashlib.sha256()
-    for row in zip(corpus["prompt"], corpus["response"], corpus[attribute], strict=True):
+    values = [None if math.isnan(value) else value for value in _annotated(corpus, attribute)]
+    for row in zip(corpus["prompt"], corpus["response"], values, strict=True):
         digest.update(repr(row).encode())
     return digest.hexdigest()
 
 
+def _annotated(corpus: Dataset, attribute: str) -> list[float]:
+    if attribute not in attributes(corpus):
+        known = ", ".join(attributes(corpus))
+        raise ValueError(f"the corpus has no attribute {attribute!r}; it has {known}")
+    return formats.values(corpus[attribute], attribute)
+
+
 def _contrast_pairs() -> pd.DataFrame:
-    pairs = pd.read_json(DATA_DIR / "contrast_pairs.jsonl", lines=True)
+    pairs = formats.read_table(DATA_DIR / "contrast_pairs.jsonl")
     sides = [
         pd.DataFrame(
             {
@@ -390,7 +411,7 @@ def _contrast_pairs() -> pd.DataFrame:
 
 
 def _scored_toxic_texts() -> pd.DataFrame:
-    texts = pd.read_json(fetch("rtp-toxic-texts") / "Toxicity.jsonl", lines=True)
+    texts = formats.read_table(fetch("rtp-toxic-texts") / "Toxicity.jsonl")
     return texts.rename(columns={"text": "response"}).drop_duplicates("response")
 
 
@@ -406,10 +427,12 @@ def _everyday_texts() -> pd.DataFrame:
 
     So they look like RealToxicityPrompts texts, which are halves of web sentences.
     """
+    from profanity_check import predict_prob  # its classifier is loaded with the module
+
     folder = fetch("everyday-texts")
     halves = []
     for name, column in (("XSum", "document"), ("Fiqa", "answer"), ("SIQA", "passage")):
-        texts = pd.read_json(folder / f"{name}.jsonl", lines=True)[column]
+        texts = formats.read_table(folder / f"{name}.jsonl")[column]
         sentences = texts[texts.map(lambda text: isinstance(text, str))].map(_first_sentence)
         for i, sentence in enumerate(sentences.dropna().drop_duplicates()[:500]):
             words = sentence.split()
@@ -438,7 +461,7 @@ def _embedded_prompts() -> pd.DataFrame:
 
 
 def _paired_prompts() -> pd.DataFrame:
-    sentences = pd.read_csv(fetch("crows-pairs") / "crows_pairs.csv", index_col=0)
+    sentences = formats.read_table(fetch("crows-pairs") / "crows_pairs.csv")
     rows = []
     for number, row in sentences.iterrows():
         domain = PAIRED_DOMAINS.get(row["bias_type"])
@@ -464,20 +487,30 @@ def _group_named(domain: str | None, text: str) -> str | None:
 
 def _do_not_answer() -> pd.DataFrame:
     parts = [
-        pd.read_json(file, lines=True)[["prompt"]].assign(category=file.stem)
+        formats.read_table(file)[["prompt"]].assign(category=file.stem)
         for file in sorted(fetch("do-not-answer").glob("*.jsonl"))
     ]
     return pd.concat(parts).drop_duplicates("prompt")
 
 
 def _rtp_texts(records: pd.DataFrame) -> pd.DataFrame:
-    sides = []
-    for side in ("prompt", "continuation"):
-        texts = pd.DataFrame(list(records[side])).rename(columns={"text": "response"})
-        texts["group"] = [f"record-{i}" for i in range(len(records))]
-        sides.append(texts[["response", "group", *ATTRIBUTES]])
+    sides = [_rtp_side(records, side) for side in ("prompt", "continuation")]
+    for side in sides:
+        side["group"] = [f"record-{i}" for i in range(len(records))]
     frame = pd.concat(sides, ignore_index=True)
     return frame[frame["response"].str.strip() != ""]
+
+
+def _rtp_side(records: pd.DataFrame, side: str) -> pd.DataFrame:
+    for row, text in enumerate(records[side]):
+        missing = [c for c in ("text", *ATTRIBUTES) if not isinstance(text, dict) or c not in text]
+        if missing:
+            raise ValueError(
+                "this is not RealToxicityPrompts in its published format: "
+                f"{side} of row {row} has no {missing[0]!r}"
+            )
+    texts = pd.DataFrame(list(records[side]), dtype=object).rename(columns={"text": "response"})
+    return texts[["response", *ATTRIBUTES]]
 
 
 def _rtp_records(path: str | Path | None) -> pd.DataFrame:
@@ -491,8 +524,7 @@ def _bold_prompts(path: str | Path | None, subset: str | None) -> pd.DataFrame:
     else:
         rows = pd.concat(
             [
-                # The hub's files of JSON lines are called .json too.
-                _bold_rows(_read(file, _read_bold if file.suffix == ".json" else None))
+                _bold_rows(_read_bold(file) if file.suffix == ".json" else formats.read_table(file))
                 for file in _bold_files(Path(path), subset)
             ]
         )
@@ -523,17 +555,20 @@ def _bold_files(path: Path, subset: str | None) -> list[Path]:
 
 def _read_bold(path: Path) -> pd.DataFrame:
     """Rows in the hub's format, from it or from the published one (group: entity: prompts)."""
+    text = formats.read_text(path)
     try:
-        groups = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:  # several lines of JSON
-        return _read_jsonl(path)
+        groups = formats.parse_json(text)
+    except json.JSONDecodeError:  # several lines of JSON, which the hub calls .json too
+        groups = None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
-        return _read_jsonl(path)
+        return formats.read_table(path, ".jsonl")
     domain = path.stem.removesuffix("_prompt")
     if domain not in DOMAINS:
         raise ValueError(
-            "in BOLD's published format its name tells the domain, <domain>_prompt.json for "
-            f"{', '.join(DOMAINS)}"
+            f"{path} cannot be read: in BOLD's published format its name tells the domain, "
+            f"<domain>_prompt.json for {', '.join(DOMAINS)}"
         )
     rows = [
         (domain, group, entity, prompts)
@@ -545,7 +580,7 @@ def _read_bold(path: Path) -> pd.DataFrame:
 
 def _bold_rows(rows: pd.DataFrame) -> pd.DataFrame:
     _columns(rows, ["prompts", "domain", "category", "name"], "BOLD")
-    if not rows["prompts"].map(lambda prompts: isinstance(prompts, list | np.ndarray)).all():
+    if not rows["prompts"].map(lambda prompts: isinstance(prompts, list)).all():
         raise ValueError(
             "this is not BOLD in its published format: the prompts of an entity must be a list"
         )
@@ -627,14 +662,13 @@ def _published(
     repository: str, path: str | Path | None, *, split: str = "train", data_dir: str | None = None
 ) -> pd.DataFrame:
     if path is not None:
-        return _read(Path(path))
+        return formats.read_table(path)
     try:
-        return load_dataset(repository, split=split, data_dir=data_dir).to_pandas()
+        dataset = load_dataset(repository, split=split, data_dir=data_dir)
+        return formats.from_arrow(dataset.with_format("arrow")[:])
     except Exception as error:  # the hub client raises a dozen unrelated types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"cannot load {repository} from the hub ({reason}); give a local copy as path=..."
-        ) from error
+        said = f"cannot load {repository} from the hub ({first_line(error)})"
+        raise ValueError(f"{said}; give a local copy as path=...") from error
 
 
 def _columns(frame: pd.DataFrame, needed: Iterable[str], what: str) -> pd.DataFrame:
@@ -647,69 +681,55 @@ def _columns(frame: pd.DataFrame, needed: Iterable[str], what: str) -> pd.DataFr
     return frame
 
 
-def _read(path: Path, reader: Callable[[Path], pd.DataFrame] | None = None) -> pd.DataFrame:
-    readers = {".csv": pd.read_csv, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}
-    reader = reader or next((readers[s] for s in Path(path).suffixes if s in readers), None)
-    if reader is None:
-        raise ValueError(f"{path}: not a .csv, .jsonl or .parquet file")
-    try:
-        return reader(path)
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {path}") from None
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+def _check_path(name: str, path: str | Path | None) -> None:
+    if name == "file" and path is None:
+        raise ValueError("'file' needs path=..., a .csv, .jsonl or .parquet file")
+    if path is not None and name in PACKAGED:
+        raise ValueError(f"{name!r} comes with a package; leave path={str(path)!r} out")
 
 
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    return pd.read_json(path, lines=True, dtype=False)
-
-
-def _renamed(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    missing = [source for source in columns.values() if source not in frame]
-    if missing:
-        raise ValueError(
-            f"the file has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}"
-        )
-    # A renamed column replaces one that already has the schema's name.
-    taken = [name for name, source in columns.items() if name in frame and name != source]
-    return frame.drop(columns=taken).rename(columns={s: name for name, s in columns.items()})
-
-
-def _checked(frame: pd.DataFrame, name: str, named: Iterable[str]) -> pd.DataFrame:
+def _checked(frame: pd.DataFrame, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
     if "response" not in frame:
-        raise ValueError(f"corpus {name!r} has no column 'response' (the annotated text)")
-    text = frame["response"]
-    bad = text.isna() | ~text.map(lambda t: isinstance(t, str) and t.strip() != "")
-    if bad.any():
-        raise ValueError(
-            f"corpus {name!r}: {int(bad.sum())} rows have an empty or missing text, "
-            f"the first is row {int(bad.idxmax())}"
-        )
-    if "prompt" not in frame:
-        frame["prompt"] = ""
-    frame["prompt"] = frame["prompt"].fillna("")
-    if "group" not in frame:
-        frame["group"] = None
-    ungrouped = frame["group"].isna()
-    frame["group"] = frame["group"].astype(object)
-    frame.loc[ungrouped, "group"] = [f"row-{i}" for i in frame.index[ungrouped]]
-    values = [c for c in frame.columns if c not in ("prompt", "response", "group")]
-    values = [c for c in values if pd.api.types.is_numeric_dtype(frame[c]) or frame[c].isna().all()]
+        raise ValueError(f"{name} has no column 'response' (the annotated text)")
+
+    def said(column: str) -> str:
+        return f"{name}: {columns.get(column, column)}"
+
+    nothing = [None] * len(frame)
+    table: dict[str, list[Any]] = {
+        "prompt": formats.texts(frame.get("prompt", nothing), said("prompt"), empty=True),
+        "response": formats.texts(frame["response"], said("response")),
+    }
+    groups = formats.labels(frame.get("group", nothing), said("group"))
+    table["group"] = [f"row-{i}" if group is None else group for i, group in enumerate(groups)]
     # A file may hold other numbers too, such as ids; only what is named as a value must be one.
-    named = {*ATTRIBUTES, *CIVIL_COMMENTS_ATTRIBUTES, *named}
-    values = [c for c in values if c in named or frame[c].dropna().between(0, 1).all()]
-    if not values:
-        raise ValueError(f"corpus {name!r} has no column with values in [0, 1]")
-    for column in values:
-        frame[column] = frame[column].astype(float)
-        outside = (frame[column] < 0) | (frame[column] > 1)
-        if outside.any():
-            row = int(outside.idxmax())
-            raise ValueError(
-                f"corpus {name!r}: {column} must lie in [0, 1], "
-                f"but row {row} has {frame[column][row]}"
-            )
-    return frame[["prompt", "response", "group", *values]]
+    known = {*ATTRIBUTES, *CIVIL_COMMENTS_ATTRIBUTES, *columns}
+    for column in frame.columns.difference(list(table), sort=False):
+        try:
+            values = formats.values(frame[column], said(column))
+        except ValueError:
+            if column in known:
+                raise
+            continue
+        if column in known or not np.isnan(values).all():
+            table[column] = values
+    if len(table) == 3:
+        raise ValueError(f"{name} has no column with values in [0, 1]")
+    return pd.DataFrame(table)
+
+
+def _checked_prompts(frame: pd.DataFrame, name: str, column: str) -> pd.DataFrame:
+    table = {"prompt": formats.texts(frame["prompt"], f"{name}: {column}")}
+    table |= {c: CHECKS[c](frame[c], f"{name}: {c}") for c in frame if c in CHECKS}
+    return pd.DataFrame(table)
+
+
+def _dataset(frame: pd.DataFrame) -> Dataset:
+    features = Features()
+    for name, column in frame.items():
+        text = "bool" if name == "challenging" else "large_string"
+        features[name] = Value("float64" if column.dtype == float else text)
+    return Dataset.from_pandas(frame.reset_index(drop=True), features, preserve_index=False)
 
 
 def _subset(frame: pd.DataFrame, name: str, subset: str | None) -> pd.DataFrame:
@@ -722,20 +742,9 @@ def _subset(frame: pd.DataFrame, name: str, subset: str | None) -> pd.DataFrame:
     if column == "domain":
         frame = frame[frame[column] == subset]
     elif subset == "challenging":
-        frame = frame[frame[column].astype(bool)]
+        frame = frame[[flag is True for flag in frame[column]]]
     else:
         frame = frame[frame[column] > 0.5 if subset == "toxic" else frame[column] <= 0.5]
     if frame.empty:
         raise ValueError(f"prompt set {name!r} has no prompt in the subset {subset!r}")
     return frame
-
-
-def _known(name: str, known: tuple[str, ...], what: str) -> None:
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}; known are {', '.join(known)}")
-
-
-def _required(path: str | Path | None) -> Path:
-    if path is None:
-        raise ValueError("'file' needs path=..., a .csv, .jsonl or .parquet file")
-    return Path(path)

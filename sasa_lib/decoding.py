@@ -17,52 +17,111 @@ computed: the same token is drawn from fewer candidates.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from transformers.generation import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
     GenerateDecoderOnlyOutput,
     GenerationMixin,
+    GenerationMode,
     LogitsProcessorList,
-    MinPLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
 )
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from sasa_lib.boundary import PHRASES, Boundary
+from sasa_lib.checks import as_list, check_choice, check_count, check_number
 from sasa_lib.embeddings import check_layer, hidden_states
-from sasa_lib.phrases import Hidden, Phrases, RepeatedPhrases, obstacle
+from sasa_lib.identity import described
+from sasa_lib.models import language_model, text_config
+from sasa_lib.noise import Noise, candidates_of, keyed_draw
+from sasa_lib.phrases import Hidden, Phrases
+from sasa_lib.repeated import RepeatedPhrases, obstacle, phrases_for
 
 FORMS = ("margin", "softmax", "posterior")
 FEW_TOKENS = 16  # that many in a batch cost a forward pass hardly more than one does
-NOISE_STEPS = 16  # for which noise is made at once
 BUDGET_HALVINGS = 40  # of the interval of betas
-# They look at the scores alone, so behind top-k they may as well see the k that are left.
-SCORE_WARPERS = (
-    TopPLogitsWarper,
-    MinPLogitsWarper,
-    TypicalLogitsWarper,
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-)
+# What `generate` prepares for every model, and decoding makes for itself.
+UNDERSTOOD = frozenset(
+    {
+        "attention_mask", "position_ids", "cache", "use_cache", "logits_to_keep", "return_dict",
+        "output_hidden_states", "output_attentions",
+    }
+)  # fmt: skip
+# Values of `cache_implementation` under which a cache holds other numbers than were put in.
+LOSSY_CACHES = ("quantized",)
 
 
 class Decoder:
-    """A `custom_generate` that takes whatever plain sampling takes."""
+    """A `custom_generate` that takes whatever plain sampling takes, or refuses it by name.
+
+    An attribute whose name has no underscore before it is a parameter: a run depends on it.
+    """
+
+    then: Decoder | None = None  # the method that samples, where there is another one
+    seed: int | None = None
+    draws = 1  # sequences that it draws for each that it returns
 
     def describe(self) -> dict[str, object]:
         """What a run needs to know to be told from another: every parameter."""
-        raise NotImplementedError
+        return {
+            name: described(value) for name, value in vars(self).items() if not name.startswith("_")
+        }
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether a text depends on seed and prompt alone, whatever else is in the batch."""
+        return self.then.is_keyed if self.then else self.seed is not None
+
+    def check_call(self, model: PreTrainedModel, config: GenerationConfig, inputs: object) -> None:
+        """Raise ValueError for what `generate` was asked for and this method does not do.
+
+        Parameters
+        ----------
+        model : PreTrainedModel
+        config : GenerationConfig
+        inputs : iterable of str
+            Names of what `generate` passes that the method does not understand.
+        """
+        name = type(self).__name__
+        if model.config.is_encoder_decoder:
+            raise ValueError(
+                f"{name} steers decoder-only language models, not encoder-decoder ones"
+            )
+        if (config.num_beams or 1) > 1:
+            raise ValueError(f"{name} samples; it does not search beams: leave num_beams at 1")
+        mode = config.get_generation_mode()
+        if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
+            raise ValueError(f"{name} samples; it does not do {mode.value.replace('_', ' ')}")
+        if config.cache_implementation in LOSSY_CACHES:
+            raise ValueError(
+                f"{name} keeps an exact cache: leave cache_implementation="
+                f"{config.cache_implementation!r} out"
+            )
+        for unknown in inputs:
+            raise ValueError(f"{name} does not understand {unknown!r}: leave it out")
+
+
+def further_inputs(
+    model_kwargs: Mapping[str, Any], input_ids: torch.Tensor, mask: torch.Tensor
+) -> dict[str, Any]:
+    """Return what `generate` passes beside token ids, their mask and their usual positions."""
+    inputs = {
+        name: value
+        for name, value in model_kwargs.items()
+        if name not in UNDERSTOOD and value is not None and value is not False
+    }
+    positions = model_kwargs.get("position_ids")
+    if positions is not None:
+        usual = (mask.cumsum(-1) - 1).clamp(min=0)
+        if not (positions.to(mask.device) == usual).all():
+            inputs["position_ids"] = positions
+    return inputs
 
 
 class SASA(Decoder):
@@ -142,42 +201,19 @@ class SASA(Decoder):
         seed: int | None = None,
         record: bool = False,
     ) -> None:
-        if isinstance(boundary, Boundary):
-            if beta is None:
-                raise ValueError("give beta, such as SASA(boundary, beta=1.0)")
-            pairs = [(boundary, beta)]
-        else:
-            if beta is not None:
-                raise ValueError(
-                    "each of several boundaries has its own beta: [(boundary, beta), ...]"
-                )
-            pairs = list(boundary)
-        if not pairs:
-            raise ValueError("SASA needs at least one boundary")
-        for _, strength in pairs:
-            if not 0 <= strength < float("inf"):
-                raise ValueError(f"beta must be a number of at least 0, got {strength}")
-        if form not in FORMS:
-            raise ValueError(f"unknown form {form!r}; known are {', '.join(FORMS)}")
-        if phrase not in PHRASES:
-            raise ValueError(f"unknown phrase {phrase!r}; known are {', '.join(PHRASES)}")
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay must be above 0 and at most 1, got {decay}")
+        self.pairs = weighted_boundaries(boundary, beta)
+        check_choice("form", form, FORMS)
+        check_choice("phrase", phrase, PHRASES)
+        self.form = form
+        self.scaled = bool(scaled)
+        self.phrase = phrase
+        self.decay = check_number("decay", decay, above=0, most=1)
         if phrase == "candidate" and decay != 1:
             raise ValueError("decay weights the tokens of a mean: give phrase='response' or 'text'")
-        if max_kl is not None and not 0 < max_kl < float("inf"):
-            raise ValueError(f"max_kl must be a number of nats above 0, got {max_kl}")
-        if max_candidates < 1:
-            raise ValueError(f"max_candidates must be at least 1, got {max_candidates}")
-        self.pairs = pairs
-        self.max_kl = max_kl
-        self.form = form
-        self.scaled = scaled
-        self.phrase = phrase
-        self.decay = decay
-        self.max_candidates = max_candidates
-        self.seed = seed
-        self.record = record
+        self.max_kl = None if max_kl is None else check_number("max_kl", max_kl, above=0)
+        self.max_candidates = check_count("max_candidates", max_candidates)
+        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
+        self._record = bool(record)
         self._steps: list[dict[str, torch.Tensor]] = []
         self._tensors: dict[tuple[int, torch.device], tuple[torch.Tensor, ...]] = {}
         self._warned: set[str] = set()
@@ -195,30 +231,31 @@ class SASA(Decoder):
         **model_kwargs: object,
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         """Run the sampling loop; `model.generate` calls this with what it has prepared."""
-        self._check(model, input_ids, generation_config, model_kwargs)
-        self._steps = []
         config = generation_config
-        dictionary = config.return_dict_in_generate
-        scores, raw_logits = [], []
-        limit = (config.do_sample and config.top_k) or self.max_candidates
-        pad = config._pad_token_tensor
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
+        inputs = self._check(model, input_ids, mask, config, model_kwargs)
+        self._steps, self._tensors = [], {}
+        dictionary = config.return_dict_in_generate
+        scores, raw_logits = [], []
+        top_k = config.top_k if config.do_sample else None
+        pad = config._pad_token_tensor
 
-        noise = Noise(self.seed, input_ids, mask, limit) if config.do_sample else None
-        phrases = self._phrases(model)
+        noise = Noise(self.seed, input_ids, mask) if config.do_sample else None
+        phrases = self._phrases(model, inputs)
         phrases.keep_hidden_states = bool(dictionary and config.output_hidden_states)
         # All candidates of a step in one pass: somebody wants to see them, or other ranks wait
         # for this one's passes, one a step.
         whole = (
-            self.record
+            self._record
             or synced_gpus
             or bool(dictionary and config.output_scores)
             or phrases.keep_hidden_states
             or isinstance(phrases, RepeatedPhrases)
         )
         means = self._means(model, input_ids, mask)
-        logits = phrases.begin(input_ids, mask, stopping_criteria.max_length, limit)
+        room = min(top_k or self.max_candidates, text_config(model).vocab_size)
+        logits = phrases.begin(input_ids, mask, stopping_criteria.max_length, room)
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         finished = False
         while model._has_unfinished_sequences(finished, synced_gpus, input_ids.device):
@@ -228,8 +265,14 @@ class SASA(Decoder):
             logits = logits.to(input_ids.device, torch.float32)
             if dictionary and config.output_logits:
                 raw_logits.append(logits.clone())  # a processor may write into them
-            reference, candidates = self._candidates(logits_processor, input_ids, logits, limit)
-            draw = _Draw(self, reference, noise and noise.next(), unfinished, means, whole)
+            reference, candidates = self._candidates(
+                logits_processor, input_ids, logits, top_k, config.do_sample
+            )
+            gumbel = torch.zeros_like(reference)
+            if noise is not None:
+                noise.next_step()
+                gumbel = noise.of(candidates)
+            draw = _Draw(self, reference, gumbel, unfinished, means, whole)
             candidates = candidates.gather(1, draw.order)
             if dictionary and config.output_scores:
                 scores.append(torch.full_like(logits, float("-inf")))
@@ -240,7 +283,7 @@ class SASA(Decoder):
             tokens = candidates.gather(1, drawn).squeeze(1)
             means.append(draw.margins.gather(2, drawn.expand(len(draw.margins), -1, 1)))
 
-            if self.record:
+            if self._record:
                 self._steps.append(draw.record(candidates))
             if dictionary and config.output_scores:
                 scores[-1].scatter_(1, candidates, draw.weighted)
@@ -262,34 +305,23 @@ class SASA(Decoder):
             hidden_states=tuple(phrases.hidden_states[:-1]) or None,
         )
 
-    def describe(self) -> dict[str, object]:
-        """What a run needs to know to be told from another: every parameter and boundary."""
+    @property
+    def beta(self) -> float | list[float]:
+        """Strength, or those of several values."""
         betas = [beta for _, beta in self.pairs]
-        return {
-            "beta": betas[0] if len(betas) == 1 else betas,
-            "form": self.form,
-            "scaled": self.scaled,
-            "phrase": self.phrase,
-            "decay": self.decay,
-            "max_kl": self.max_kl,
-            "max_candidates": self.max_candidates,
-            "seed": self.seed,
-            "boundaries": [boundary.fingerprint() for boundary, _ in self.pairs],
-        }
+        return betas[0] if len(betas) == 1 else betas
+
+    @property
+    def is_keyed(self) -> bool:
+        """True: without a seed of its own, it draws one in every call."""
+        return True
 
     def with_max_kl(self, max_kl: float | None) -> SASA:
         """Return the same SASA with another budget, or with none."""
-        return SASA(
-            self.pairs,
-            form=self.form,
-            scaled=self.scaled,
-            phrase=self.phrase,
-            decay=self.decay,
-            max_kl=max_kl,
-            max_candidates=self.max_candidates,
-            seed=self.seed,
-            record=self.record,
-        )
+        other = copy(self)
+        other.max_kl = None if max_kl is None else check_number("max_kl", max_kl, above=0)
+        other._steps = []
+        return other
 
     @property
     def trace(self) -> pd.DataFrame:
@@ -320,41 +352,44 @@ class SASA(Decoder):
             )
         return pd.concat(rows, ignore_index=True)
 
-    def _phrases(self, model: PreTrainedModel) -> Phrases | RepeatedPhrases:
+    def _phrases(
+        self, model: PreTrainedModel, inputs: Mapping[str, Any] | None = None
+    ) -> Phrases | RepeatedPhrases:
         layers = sorted({boundary.layer for boundary, _ in self.pairs})
-        why = obstacle(model)
-        if why is None:
-            return Phrases(model, layers)
-        self._warn_once(
-            f"{why}: the phrase is repeated for every candidate, which is slower and needs more "
-            "memory"
-        )
-        return RepeatedPhrases(model, layers)
+        phrases = phrases_for(model, layers, inputs)
+        if isinstance(phrases, RepeatedPhrases):
+            why = obstacle(model) or (
+                f"{', '.join(inputs)} cannot be shared by candidates"
+                if inputs
+                else f"candidates of {model.config.model_type!r} models cannot share a cache"
+            )
+            way = "is repeated" if phrases.cached else "is read anew"
+            self._warn_once(
+                f"{why}: the phrase {way} for every candidate, which is slower and takes more "
+                "memory"
+            )
+        return phrases
 
     def _candidates(
         self,
         processors: LogitsProcessorList,
         input_ids: torch.Tensor,
         logits: torch.Tensor,
-        limit: int,
+        top_k: int | None,
+        sampled: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores after all logits processors and token ids of the candidates, likeliest first.
+        """Scores after all logits processors and token ids, each [batch, candidates].
 
-        Each [batch, candidates]; what a processor removed has the score -inf.
+        What a processor removed has the score -inf.
         """
-        limit = min(limit, logits.shape[-1])
-        at = next((i for i, p in enumerate(processors) if isinstance(p, TopKLogitsWarper)), None)
-        if at is not None and all(isinstance(p, SCORE_WARPERS) for p in processors[at + 1 :]):
-            scores = LogitsProcessorList(processors[:at])(input_ids, logits)
-            reference, candidates = scores.topk(limit, dim=-1)
-            return LogitsProcessorList(processors[at + 1 :])(input_ids, reference), candidates
-        scores = processors(input_ids, logits)
-        if at is None and (scores > float("-inf")).sum(-1).max() > limit:
+        most = None if top_k else self.max_candidates
+        reference, candidates, survivors = candidates_of(processors, input_ids, logits, most)
+        if sampled and most is not None and survivors > most:
             self._warn_once(
-                f"more than {limit} tokens survive sampling's filters; SASA considers the {limit} "
+                f"more than {most} tokens survive sampling's filters; SASA considers the {most} "
                 "likeliest (give top_k, or SASA(..., max_candidates=...))"
             )
-        return scores.topk(limit, dim=-1)
+        return reference, candidates
 
     def _means(self, model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor) -> _Means:
         """Mean margins of the phrases before their first candidate."""
@@ -424,14 +459,17 @@ class SASA(Decoder):
         self,
         model: PreTrainedModel,
         input_ids: torch.Tensor,
+        mask: torch.Tensor,
         config: GenerationConfig,
-        model_kwargs: dict[str, object],
-    ) -> None:
-        if model.config.is_encoder_decoder:
-            raise ValueError("SASA steers decoder-only language models, not encoder-decoder ones")
-        if (config.num_beams or 1) > 1:
-            raise ValueError("SASA samples; it does not search beams: leave num_beams at 1")
-        if model_kwargs.get("inputs_embeds") is not None:
+        model_kwargs: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Refuse what cannot be done, and return what else `generate` passes for the model."""
+        inputs = further_inputs(model_kwargs, input_ids, mask)
+        unknown = {"assistant_model", "assistant_tokenizer"} & set(inputs)
+        if self.phrase == "text":  # the prompt is read once more, as tokens alone
+            unknown = set(inputs)
+        self.check_call(model, config, unknown - {"inputs_embeds"})
+        if "inputs_embeds" in inputs:
             raise ValueError("SASA continues token ids: pass input_ids, not inputs_embeds")
         if getattr(model_kwargs.get("cache"), "_is_user_defined", False):
             raise ValueError("SASA builds its own cache: do not pass cache")
@@ -445,6 +483,7 @@ class SASA(Decoder):
         for boundary, _ in self.pairs:
             boundary.check_model(model)
             check_layer(model, boundary.layer)
+        return inputs
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
@@ -452,44 +491,11 @@ class SASA(Decoder):
             warnings.warn(message, stacklevel=4)
 
 
-class Noise:
-    """Gumbel noise [batch, candidates] for every step.
-
-    A sequence's noise comes from the seed, its prompt, and how many of the same prompt are before
-    it in the batch: a counter-based generator (Philox) of its own, keyed by these.
-    """
-
-    def __init__(
-        self, seed: int | None, input_ids: torch.Tensor, mask: torch.Tensor, candidates: int
-    ) -> None:
-        seed = int(torch.randint(2**63 - 1, (1,))) if seed is None else seed
-        self.device = input_ids.device
-        self.candidates = candidates
-        self.generators = []
-        before: Counter[bytes] = Counter()
-        for ids, seen in zip(input_ids.cpu().numpy(), mask.cpu().numpy(), strict=True):
-            prompt = ids[seen.astype(bool)].tobytes()
-            digest = hashlib.sha256(f"{seed} {before[prompt]} ".encode() + prompt).digest()
-            before[prompt] += 1
-            key = np.frombuffer(digest[:16], dtype=np.uint64)
-            self.generators.append(np.random.Generator(np.random.Philox(key=key)))
-        self.steps: list[torch.Tensor] = []
-
-    def next(self) -> torch.Tensor:
-        """Return the noise of one more step."""
-        if not self.steps:  # a few steps at once: one transfer to the device, not one a step
-            size = (NOISE_STEPS, self.candidates)
-            waiting = np.stack([g.standard_exponential(size) for g in self.generators], axis=1)
-            noise = -torch.from_numpy(waiting).log().to(self.device, torch.float32)
-            self.steps = list(noise.flip(0))
-        return self.steps.pop()
-
-
 class PlainSampling(Decoder):
     """Plain sampling, drawn with the noise of `SASA`: the same tokens as SASA at beta 0.
 
     So methods can be compared on the same noise, and a generation does not depend on what else is
-    in its batch. Needs top_k, which says how much noise there must be.
+    in its batch.
 
     Parameters
     ----------
@@ -498,11 +504,12 @@ class PlainSampling(Decoder):
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self.seed = seed
+        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
 
-    def describe(self) -> dict[str, object]:
-        """What a run needs to know to be told from another."""
-        return {"seed": self.seed}
+    @property
+    def is_keyed(self) -> bool:
+        """True: without a seed of its own, it draws one in every call."""
+        return True
 
     @torch.no_grad()
     def __call__(
@@ -515,40 +522,12 @@ class PlainSampling(Decoder):
         **kwargs: object,
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         """Sample; `model.generate` calls this with what it has prepared."""
+        self.check_call(model, generation_config, {"assistant_model"} & set(kwargs))
         processors = keyed_draw(
             logits_processor, self.seed, input_ids, kwargs.get("attention_mask"), generation_config
         )
         kwargs.pop("tokenizer", None)
         return model._sample(input_ids, processors, stopping_criteria, generation_config, **kwargs)
-
-
-def keyed_draw(
-    processors: LogitsProcessorList,
-    seed: int | None,
-    input_ids: torch.Tensor,
-    mask: torch.Tensor | None,
-    config: GenerationConfig,
-) -> LogitsProcessorList:
-    """Logits processors, and behind them one that leaves nothing but what `Noise` draws.
-
-    Where nothing is sampled or no top-k bounds the candidates, the processors stay as they are.
-    """
-    if not config.do_sample or not config.top_k:
-        return processors
-    mask = torch.ones_like(input_ids) if mask is None else mask
-    return LogitsProcessorList([*processors, _Drawn(Noise(seed, input_ids, mask, config.top_k))])
-
-
-class _Drawn(LogitsProcessor):
-    def __init__(self, noise: Noise) -> None:
-        self.noise = noise
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
-        limit = min(self.noise.candidates, scores.shape[-1])
-        logits, tokens = scores.topk(limit, dim=-1)
-        noise = self.noise.next()[:, :limit]
-        drawn = tokens.gather(1, (logits + noise).argmax(-1, keepdim=True))
-        return torch.full_like(scores, float("-inf")).scatter(1, drawn, 0.0)
 
 
 class SASALogitsProcessor(LogitsProcessor):
@@ -582,25 +561,52 @@ class SASALogitsProcessor(LogitsProcessor):
         scaled: bool = True,
         max_candidates: int = 10,
     ) -> None:
-        self.model = model
+        self.model = language_model(model)
         self.sasa = SASA(boundary, beta, form=form, scaled=scaled, max_candidates=max_candidates)
         for boundary, _ in self.sasa.pairs:
-            boundary.check_model(model)
+            boundary.check_model(self.model)
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         """Re-weight the likeliest tokens; `scores` and the result are [batch, vocabulary]."""
         pad = self.model.generation_config.pad_token_id
-        mask = ((input_ids != pad).cumsum(-1) > 0).long()
-        limit = min(self.sasa.max_candidates, scores.shape[-1])
-        reference, candidates = scores.topk(limit, dim=-1)
+        mask = torch.ones_like(input_ids)
+        if pad is not None:
+            mask = ((input_ids != pad).cumsum(-1) > 0).long()
+        reference, candidates, _ = candidates_of(
+            LogitsProcessorList(), input_ids, scores, self.sasa.max_candidates
+        )
         means = self.sasa._means(self.model, input_ids, mask)
         everywhere = torch.ones_like(mask[:, 0]).bool()
-        draw = _Draw(self.sasa, reference, None, everywhere, means, whole=True)
+        noise = torch.zeros_like(reference)
+        draw = _Draw(self.sasa, reference, noise, everywhere, means, whole=True)
         phrases = self.sasa._phrases(self.model)
-        phrases.begin(input_ids, mask, input_ids.shape[1] + 1, limit)
-        phrases.extend(candidates, draw, final=True)
-        return torch.full_like(scores, float("-inf")).scatter(1, candidates, draw.weighted)
+        phrases.begin(input_ids, mask, input_ids.shape[1] + 1, candidates.shape[1])
+        phrases.extend(candidates.gather(1, draw.order), draw, final=True)
+        # Beams add these up, so they must be log-probabilities.
+        weighted = draw.weighted.log_softmax(-1)
+        return torch.full_like(scores, float("-inf")).scatter(
+            1, candidates.gather(1, draw.order), weighted
+        )
+
+
+def weighted_boundaries(
+    boundary: Boundary | Sequence[tuple[Boundary, float]], weight: float | None, name: str = "beta"
+) -> list[tuple[Boundary, float]]:
+    """Return pairs of boundary and weight, however one or several were given."""
+    if isinstance(boundary, Boundary):
+        if weight is None:
+            raise ValueError(f"give {name}, such as {name}=1.0")
+        pairs = [(boundary, weight)]
+    else:
+        if weight is not None:
+            raise ValueError(
+                f"each of several boundaries has its own {name}: [(boundary, {name}), ...]"
+            )
+        pairs = as_list(boundary, f"pairs (boundary, {name})")
+    if not pairs:
+        raise ValueError("expected at least one boundary")
+    return [(one, check_number(name, strength, least=0)) for one, strength in pairs]
 
 
 def divergence(trace: pd.DataFrame) -> pd.Series:
@@ -627,6 +633,8 @@ def _within_budget(reference: torch.Tensor, weighted: torch.Tensor, limit: float
     With s in [0, 1] the share of what is added, KL(q_s || p) grows with s: its derivative is
     s Var_q[added]. So halving the interval finds the largest share that is allowed.
     """
+    device = reference.device
+    reference, weighted = reference.cpu(), weighted.cpu()  # Apple's GPUs have no float64
     possible = reference > float("-inf")
     added = torch.where(possible, weighted - reference, 0).double()
     p = reference.double().log_softmax(-1)
@@ -641,7 +649,7 @@ def _within_budget(reference: torch.Tensor, weighted: torch.Tensor, limit: float
         middle = (low + high) / 2
         far = too_far(middle)
         low, high = torch.where(far, low, middle), torch.where(far, middle, high)
-    return reference + (torch.where(whole, 1.0, low) * added).to(reference.dtype)
+    return (reference + (torch.where(whole, 1.0, low) * added).to(reference.dtype)).to(device)
 
 
 def _stacked(
@@ -709,12 +717,11 @@ class _Draw:
         self,
         sasa: SASA,
         reference: torch.Tensor,
-        noise: torch.Tensor | None,
+        noise: torch.Tensor,
         unfinished: torch.Tensor,
         means: _Means,
         whole: bool,
     ) -> None:
-        noise = torch.zeros_like(reference) if noise is None else noise
         self.order = (reference + noise).argsort(-1, descending=True)
         self.reference = reference.gather(1, self.order)
         self.noise = noise.gather(1, self.order)
@@ -749,7 +756,13 @@ class _Draw:
         self.weighted[rows, further], self.margins[:, rows, further] = found
 
     def drawn(self) -> torch.Tensor:
-        return (self.weighted + self.noise).argmax(-1, keepdim=True)
+        best, drawn = (self.weighted + self.noise).max(-1, keepdim=True)
+        if not best.isfinite().all():  # NaN counts as the best
+            raise ValueError(
+                "the margins of some candidates are not finite, so nothing can be drawn: load the "
+                "model with dtype='float32' or 'bfloat16'"
+            )
+        return drawn
 
     def record(self, candidates: torch.Tensor) -> dict[str, torch.Tensor]:
         entry = {

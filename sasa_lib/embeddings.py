@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +16,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
 from sasa_lib import cluster
-from sasa_lib.assets import provenance
-from sasa_lib.models import blocks, fingerprint, text_config
+from sasa_lib.checks import as_list, check_choice
+from sasa_lib.checks import set_aside as warn_of
+from sasa_lib.identity import depends_on, key
+from sasa_lib.models import blocks, body, language_model, reading, text_config
 from sasa_lib.places import atomic_file, not_seen, place
+from sasa_lib.tokens import first_fault, readable
 
 POOLINGS = ("last", "mean")
+PROBE_TOKENS = 8  # by which a model is known again: hardly more than one to read
+# Part of its states by which the same weights may be off: in float32 elsewhere, in another dtype.
+SAME_WEIGHTS, OTHER_DTYPE = 1e-3, 0.1
 PART = 512  # texts whose embeddings are kept together in one file
 
 
@@ -34,6 +39,7 @@ def extract(
     pooling: str = "last",
     batch_tokens: int = 4096,
     folder: str | Path | UPath | None = None,
+    set_aside: bool = False,
     engine: str | None = None,
     actors: int | None = None,
     progress: bool = True,
@@ -62,6 +68,9 @@ def extract(
         Keep the embeddings here, a folder or an address that fsspec knows, every few hundred texts
         as they come: the next extraction of the same texts by the same model, with either pooling,
         reads them, and one that was interrupted goes on.
+    set_aside : bool
+        Go on without texts that cannot be read, with a warning that names rows and reasons; their
+        embeddings are NaN. False: refuse them.
     engine, actors : optional
         As `sasa_lib.cluster.pool` takes them. Ray needs a `folder` that all machines see; without
         one the engine is always this process, unless Ray is asked for by name.
@@ -84,15 +93,21 @@ def extract(
     """
     if folder is None and engine == "ray":
         raise ValueError("engine='ray' needs folder=..., one that all machines see")
-    if pooling not in POOLINGS:
-        raise ValueError(f"unknown pooling {pooling!r}; known are {', '.join(POOLINGS)}")
+    check_choice("pooling", pooling, POOLINGS)
+    model = language_model(model)
     layers = [check_layer(model, layer) for layer in layers]
-    texts = tokenised(model, tokenizer, corpus)
+    found, faults = _readable(model, tokenizer, corpus)
+    if faults and not (set_aside and found):
+        raise first_fault(faults)
+    if faults:
+        warn_of("texts", faults, len(found) + len(faults))
+    texts = list(found.values())
     chosen = POOLINGS.index(pooling)
     with tqdm(total=len(texts), desc="embedding", unit="text", disable=not progress) as bar:
         if folder is None:
-            return _embed(model, texts, layers, batch_tokens, bar)[:, :, chosen]
-        identity = f"{fingerprint(model)} {provenance(sys.modules[__name__])}"
+            embeddings = _embed(model, texts, layers, batch_tokens, bar)[:, :, chosen]
+            return _with_gaps(embeddings, list(found), len(faults))
+        identity = key(depends_on("embedding", model=model))
         folder = place(folder)
         parts = [texts[i : i + PART] for i in range(0, len(texts), PART)]
         files = [_files(folder, identity, part, layers) for part in parts]
@@ -110,8 +125,18 @@ def extract(
         else:
             for part in missing:
                 _keep(folder, identity, model, part, layers, batch_tokens, bar)
-    parts = [np.stack([_read(file) for file in of_layers.values()], axis=1) for of_layers in files]
-    return np.concatenate(parts)[:, :, chosen]
+    # Two shares of the depth may be one layer.
+    parts = [np.stack([_read(file[layer]) for layer in layers], axis=1) for file in files]
+    return _with_gaps(np.concatenate(parts)[:, :, chosen], list(found), len(faults))
+
+
+def _with_gaps(embeddings: np.ndarray, rows: list[int], gaps: int) -> np.ndarray:
+    """Put embeddings into their rows, among NaN where a text was set aside."""
+    if not gaps:
+        return embeddings
+    every = np.full((len(rows) + gaps, *embeddings.shape[1:]), np.nan, embeddings.dtype)
+    every[rows] = embeddings
+    return every
 
 
 def token_states(
@@ -141,6 +166,7 @@ def token_states(
     states : torch.Tensor of float32 on the CPU, shape [tokens, hidden_size]
         Of the response's tokens, without the first position of the sequence.
     """
+    model = language_model(model)
     layer = check_layer(model, layer)
     texts = tokenised(model, tokenizer, corpus)
     for rows in _buckets([len(text.tokens) for text in texts], batch_tokens):
@@ -221,29 +247,32 @@ def tokenised(
     ValueError
         No texts, or one without tokens or longer than the model's context.
     """
+    found, faults = _readable(model, tokenizer, corpus)
+    if faults:
+        raise first_fault(faults)
+    return list(found.values())
+
+
+def _readable(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Dataset | Sequence[str],
+) -> tuple[dict[int, Text], dict[int, str]]:
+    """Texts by row, and by row what is wrong with others."""
     if isinstance(corpus, Dataset):
         prompts, responses = list(corpus["prompt"]), list(corpus["response"])
     else:
-        if isinstance(corpus, str):
-            raise ValueError("expected a list of texts, got a single str")
-        prompts, responses = [""] * len(corpus), list(corpus)
+        responses = as_list(corpus, "texts")
+        prompts = [""] * len(responses)
     if not responses:
         raise ValueError("there is no text to embed")
     # An empty prompt still brings the special tokens with which the model begins a text.
-    before = tokenizer(prompts)["input_ids"]
-    after = tokenizer(responses, add_special_tokens=False)["input_ids"]
-    limit = getattr(text_config(model), "max_position_embeddings", None) or float("inf")
-    texts = []
-    for row, (prompt, response) in enumerate(zip(before, after, strict=True)):
-        tokens = [*prompt, *response]
-        if not response:
-            raise ValueError(f"text {row} is empty")
-        if len(tokens) > limit:
-            raise ValueError(
-                f"text {row} has {len(tokens)} tokens, the context of {model.name_or_path} {limit}"
-            )
-        texts.append(Text(tokens, min(max(len(prompt), 1), len(tokens) - 1)))
-    return texts
+    ids, faults = readable(model, tokenizer, prompts, responses)
+    texts = {}
+    for row, (before, after) in ids.items():
+        tokens = [*before, *after]
+        texts[row] = Text(tokens, min(max(len(before), 1), len(tokens) - 1))
+    return texts, faults
 
 
 def _files(
@@ -311,18 +340,8 @@ def _embed(
     embeddings = np.empty((len(texts), len(layers), len(POOLINGS), size), np.float32)
     for rows in _buckets([len(text.tokens) for text in texts], batch_tokens):
         hidden = hidden_states(model, [texts[i].tokens for i in rows], layers)
-        if hidden.shape[-1] != size:
-            raise ValueError(
-                f"the last layer of {model.name_or_path} is projected to {hidden.shape[-1]} of "
-                f"{size} units; choose a layer below it"
-            )
         for row, states in zip(rows, hidden, strict=True):
             embeddings[row] = _pooled(states, texts[row].start, len(texts[row].tokens))
-            if not np.isfinite(embeddings[row]).all():
-                raise ValueError(
-                    f"the hidden states of {model.name_or_path} are not finite for some text; "
-                    "load the model with dtype='float32'"
-                )
         bar.update(len(rows))
     return embeddings
 
@@ -346,7 +365,13 @@ def hidden_states(
 
     The blocks above the highest of `layers` are not computed. Padding on the right is never
     attended to by a causal model, whatever its positions.
+
+    Raises
+    ------
+    ValueError
+        States that are not finite, or not of the model's hidden size.
     """
+    model = language_model(model)
     longest = max(map(len, sequences))
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -367,16 +392,82 @@ def hidden_states(
         if layer in layers
     ]
     try:
-        outputs = model.base_model(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-        )
-        found[highest] = outputs.last_hidden_state
+        found[highest] = body(model)(**reading(body(model), ids, mask)).last_hidden_state
     except _Seen:
         pass
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack([found[layer].to(found[highest].device) for layer in layers], dim=1)
+    size = text_config(model).hidden_size
+    for layer, states in found.items():
+        if states.shape[2:] != (size,):
+            raise ValueError(
+                f"layer {layer} of {model.name_or_path} has states of shape "
+                f"{tuple(states.shape[2:])} instead of {size} units; choose another layer"
+            )
+    states = torch.stack([found[layer].to(found[highest].device) for layer in layers], dim=1)
+    if not states[mask.bool().to(states.device)[:, None].expand(states.shape[:3])].isfinite().all():
+        raise ValueError(
+            f"the hidden states of {model.name_or_path} are not finite for some text: load the "
+            "model with dtype='float32' or 'bfloat16'; float16 overflows easily"
+        )
+    return states
+
+
+def probe_states(model: PreTrainedModel, layer: int) -> np.ndarray:
+    """Hidden states by which a model is known again, whatever it is called.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    layer : int
+        As in `extract`.
+
+    Returns
+    -------
+    numpy.ndarray of float32, shape [PROBE_TOKENS - 1, hidden_size]
+        Of some tokens that are spread over the vocabulary; without the first position's.
+    """
+    model = language_model(model)
+    size = model.get_input_embeddings().weight.shape[0]
+    ids = [i * size // (PROBE_TOKENS + 1) for i in range(1, PROBE_TOKENS + 1)]
+    return hidden_states(model, [ids], [check_layer(model, layer)])[0, 0, 1:].float().cpu().numpy()
+
+
+def allowed_error(one: str, other: str) -> float:
+    """By which share the states of the same weights, in these dtypes, may differ."""
+    return SAME_WEIGHTS if one == other == "torch.float32" else OTHER_DTYPE
+
+
+def check_states(
+    model: PreTrainedModel, layer: int, states: np.ndarray, dtype: str, what: str
+) -> None:
+    """Raise ValueError unless a model has the hidden states of the one that is remembered.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    layer : int
+        As in `extract`.
+    states : numpy.ndarray
+        What `probe_states` gave for the remembered model.
+    dtype : str
+        That of its weights.
+    what : str
+        What remembers it, such as "this boundary was fitted on 'gpt2'".
+    """
+    size = text_config(model).hidden_size
+    if states.shape[-1] != size:
+        raise ValueError(
+            f"{what}, whose hidden size is {states.shape[-1]}; {model.name_or_path!r} has {size}"
+        )
+    off = np.linalg.norm(probe_states(model, layer) - states) / np.linalg.norm(states)
+    if not off <= allowed_error(dtype, str(model.dtype)):
+        raise ValueError(
+            f"{what}, and {model.name_or_path!r} has other hidden states (off by {off:.1%}): other "
+            "weights, another adapter, a hook, or training mode; use the model it was fitted on, "
+            "or fit one on this model"
+        )
 
 
 class _Seen(Exception):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import inspect
+import math
 from pathlib import Path
 
 import torch
@@ -17,8 +18,10 @@ from transformers import (
 )
 
 from sasa_lib.assets import cache_dir, fetch, made_once
+from sasa_lib.checks import first_line
 
 EMBEDDED = ("gemma3-270m", "smollm2-135m-instruct")
+OTHER_SENSES = ("vision", "visual", "image", "audio")  # in the names of modules
 SPREAD = "balanced"  # the device that is all GPUs together
 
 
@@ -64,7 +67,7 @@ def load_lm(
         raise ValueError(
             f"cannot load model {name!r}: it is neither embedded ({', '.join(EMBEDDED)}), "
             f"nor a folder with a causal language model, nor reachable on the hub "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
     if spread and any(weight.device.type != "cuda" for weight in model.parameters()):
         raise ValueError(
@@ -82,13 +85,24 @@ def load_lm(
     return (model if spread else model.to(device)).eval(), tokenizer
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """Return a SHA-256 over a sample of every weight, to tell models of one name apart."""
-    digest = hashlib.sha256(str(model.dtype).encode())
-    for name, weight in model.named_parameters():
-        sample = weight.detach().flatten()[:: max(1, weight.numel() // 16)].float().tolist()
-        digest.update(f"{name} {tuple(weight.shape)} {sample}".encode())
-    return digest.hexdigest()
+def language_model(model: torch.nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside whatever wraps it, with the adapters that act in it.
+
+    Raises
+    ------
+    ValueError
+        Adapters that are no part of its layers, such as learnt prompts: without their wrapper they
+        would be left out.
+    """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    if not hasattr(model, "peft_config") or not hasattr(model, "get_base_model"):
+        return model
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ValueError(
+            "adapters that learn a prompt (prompt or prefix tuning) are not supported: use one "
+            "that changes layers, such as LoRA"
+        )
+    return model.get_base_model()
 
 
 def head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -116,14 +130,62 @@ def text_config(model: PreTrainedModel) -> PreTrainedConfig:
     return model.config.get_text_config()
 
 
+def context_length(model: torch.nn.Module) -> float:
+    """Return how many tokens a model takes; infinity where nothing says.
+
+    RoBERTa and its kin count positions from behind the pad token's, so they take fewer tokens
+    than their configuration says.
+    """
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return module.weight.shape[0] - padding - 1
+    config = getattr(model, "config", None)
+    config = config.get_text_config() if config else None
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if (length := getattr(config, name, None)) and length > 0:  # XLNet has -1
+            return length
+    return math.inf
+
+
+def body(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of a model below its head, from token ids to `last_hidden_state`."""
+    inner = getattr(model, "language_model", None)
+    for part in (model.get_decoder(), getattr(inner, "model", None)):
+        if isinstance(part, PreTrainedModel) and part.get_output_embeddings() is None:
+            return part
+    return model.base_model
+
+
+def reading(
+    part: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor
+) -> dict[str, torch.Tensor | bool]:
+    """Inputs for reading token ids [batch, length], padded on the right, as `generate` reads them.
+
+    Without positions, RoBERTa and its kin count from elsewhere.
+    """
+    device = part.device
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
+    if "position_ids" in inspect.signature(part.forward).parameters:
+        inputs["position_ids"] = torch.arange(ids.shape[1], device=device)[None]
+    return inputs
+
+
 def blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """Return the stack of blocks; hidden state l is what block l gets, from 0."""
+    """Return the stack of blocks; hidden state l is what block l gets, from 0.
+
+    Raises
+    ------
+    ValueError
+        The model is built otherwise.
+    """
     depth = text_config(model).num_hidden_layers
-    return next(
-        module
-        for module in model.base_model.modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == depth
-    )
+    for name, module in body(model).named_modules():
+        # The part of a model that looks at images may be as deep.
+        stack = isinstance(module, torch.nn.ModuleList) and len(module) == depth
+        if stack and not any(sense in name for sense in OTHER_SENSES):
+            return module
+    raise ValueError(f"{type(model).__name__} has no stack of {depth} blocks to look into")
 
 
 def _converted(name: str) -> Path:
@@ -152,7 +214,7 @@ def _device(device: str) -> str:
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
                 f"unknown device {device!r} on this machine; use auto, cpu, cuda or mps "
-                f"({_first_line(error)})"
+                f"({first_line(error)})"
             ) from error
         return device
     if torch.cuda.is_available():
@@ -167,7 +229,3 @@ def _dtype(dtype: str, device: str) -> torch.dtype:
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
         raise ValueError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,13 +2,12 @@
 
 The candidates of a phrase lie side by side at the next position; a mask lets each see the phrase
 and itself. The drawn one's keys and values are the only ones to stay, and its hidden state gives
-the logits of the step after. `RepeatedPhrases` does the same for models that do not allow this:
-it repeats the phrase for every candidate, as a beam search would.
+the logits of the step after. For models that do not allow this there are
+`sasa_lib.repeated.RepeatedPhrases`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,9 +15,10 @@ from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.generation import GenerationMixin
 
-from sasa_lib.models import blocks, head, is_own_head, text_config
+from sasa_lib.models import blocks, body, head, is_own_head, text_config
 
 # Families whose blocks take the drawn candidate alone; in others every candidate goes to the top.
 NARROWING_FAMILIES = frozenset(
@@ -29,6 +29,7 @@ NARROWING_FAMILIES = frozenset(
 )  # fmt: skip
 
 Hidden = dict[int, torch.Tensor]  # by layer: states [rows, candidates, hidden_size]
+WINDOWED, EVERYTHING = "sliding_attention", "full_attention"
 
 
 class Draw(Protocol):
@@ -49,27 +50,6 @@ class Draw(Protocol):
         """Column of the drawn candidate, [batch, 1]."""
 
 
-def obstacle(model: PreTrainedModel) -> str | None:
-    """Why candidates of this model cannot be placed side by side at one position, if so.
-
-    The position of a token may follow from where its key lies in the cache (ALiBi, GPT-Neo's
-    windows), or a state may take the place of keys and values (Mamba).
-    """
-    text = text_config(model)
-    attention = set(getattr(text, "layer_types", None) or ("full_attention",))
-    implementation = model.config._attn_implementation
-    if (
-        "position_ids" not in inspect.signature(model.base_model.forward).parameters
-        or getattr(text, "alibi", False)
-        or attention - {"full_attention", "sliding_attention"}
-        or text.model_type == "gpt_neo"
-    ):
-        return f"candidates of {model.config.model_type!r} models cannot be placed side by side"
-    if implementation not in ("sdpa", "eager"):
-        return f"{implementation!r} takes no masks (load with attn_implementation='sdpa')"
-    return None
-
-
 class Phrases:
     """Phrases whose candidates lie side by side.
 
@@ -83,6 +63,8 @@ class Phrases:
         False for a model that only judges what another one says.
     """
 
+    how = "side by side"
+
     def __init__(
         self, model: PreTrainedModel, layers: Sequence[int], *, with_logits: bool = True
     ) -> None:
@@ -91,10 +73,16 @@ class Phrases:
         config = text_config(model)
         self.last = config.num_hidden_layers
         self.blocks = blocks(model)
+        self.body = body(model)
         early = max(layers) < self.last and config.model_type in NARROWING_FAMILIES
         self.narrows_at = max(layers) if early else self.last
-        self.window = getattr(config, "sliding_window", None)
-        self.mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        self.types = getattr(config, "layer_types", None) or ()
+        # A configuration may name a window that no layer uses.
+        used = WINDOWED in self.types if self.types else getattr(config, "use_sliding_window", True)
+        self.window = getattr(config, "sliding_window", None) if used else None
+        # Some models drop their cache somewhere, such as Phi-3 behind its original context.
+        prepare = getattr(type(model), "prepare_inputs_for_generation", None)
+        self.asks = prepare not in (None, GenerationMixin.prepare_inputs_for_generation)
         self.dtype = model.get_input_embeddings().weight.dtype
         self.running: Hidden | None = None  # what the innermost forward pass has seen
         self.with_logits = with_logits
@@ -105,15 +93,32 @@ class Phrases:
         self, input_ids: torch.Tensor, mask: torch.Tensor, max_length: int, candidates: int
     ) -> torch.Tensor | None:
         """Read the prompts, each distinct one once, and return the first logits."""
-        distinct, rows = torch.unique(
-            torch.stack([input_ids, mask.to(input_ids.dtype)], dim=-1), dim=0, return_inverse=True
+        prompts = [
+            (*ids, *seen) for ids, seen in zip(input_ids.tolist(), mask.tolist(), strict=True)
+        ]
+        first = {prompt: row for row, prompt in reversed(list(enumerate(prompts)))}
+        place = {prompt: i for i, prompt in enumerate(first)}
+        rows = torch.tensor([place[prompt] for prompt in prompts], device=input_ids.device)
+        distinct = torch.tensor(list(first.values()), device=input_ids.device)
+        self.capacity = max(max_length, input_ids.shape[1]) + candidates
+        logits = self._read(input_ids[distinct], mask[distinct], rows)
+        self.ids = input_ids
+        self.visible = torch.ones(
+            len(input_ids), self.capacity, dtype=torch.bool, device=input_ids.device
         )
-        ids, distinct_mask = distinct.unbind(-1)
+        self.visible[:, : self.length] = mask.bool()
+        self.position = mask.sum(-1, keepdim=True)
+        return logits
+
+    def _read(
+        self, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Read phrases into a new cache; give every one of `rows` its own, and its logits."""
         self.cache = _CandidateCache(self.last)
         inputs = {
             "input_ids": ids,
-            "attention_mask": distinct_mask,
-            "position_ids": (distinct_mask.cumsum(-1) - 1).clamp(min=0),
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
             "cache": self.cache,
             "use_cache": True,
         }
@@ -122,20 +127,34 @@ class Phrases:
             logits = self._first_logits(inputs, rows)
         else:
             self.own_head = True
-            self.model.base_model(**inputs)
-        self.length = input_ids.shape[1]
-        self.cache.expand(rows, max(max_length, self.length) + candidates)
-        self.visible = torch.ones(
-            len(input_ids), max_length + candidates, dtype=torch.bool, device=input_ids.device
-        )
-        self.visible[:, : self.length] = mask.bool()
-        self.position = mask.sum(-1, keepdim=True)
+            self.body(**inputs)
+        self.length = ids.shape[1]
+        self.cache.expand(rows, self.capacity)
         return logits
+
+    def _reread_where_the_model_does(self, candidates: torch.Tensor) -> None:
+        """Read the phrases again if the model would, once a further token is behind them."""
+        if not self.asks:
+            return
+        ids = torch.cat([self.ids, candidates[:, :1]], dim=1)
+        mask = self.visible[:, : self.length + 1].long()
+        inputs = self.model.prepare_inputs_for_generation(
+            ids, next_sequence_length=1, cache=self.cache, attention_mask=mask, use_cache=True
+        )
+        if inputs.get("cache") is self.cache:
+            return
+        kept = self.keep_hidden_states, self.with_logits, self.own_head
+        self.keep_hidden_states = self.with_logits = False
+        # With the token behind them, since what it changes (Phi-3's rotations) is all before it.
+        self._read(ids, mask, torch.arange(len(ids), device=ids.device))
+        self.keep_hidden_states, self.with_logits, self.own_head = kept
+        self.cache.shorten()
+        self.length -= 1
 
     def _first_logits(self, inputs: dict[str, object], rows: torch.Tensor) -> torch.Tensor:
         final: list[torch.Tensor] = []
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(
-            lambda _, args: final.append(args[0])
+        hook = self.body.register_forward_hook(
+            lambda _, args, output: final.append(getattr(output, "last_hidden_state", None))
         )
         try:
             output = self.model(
@@ -144,7 +163,8 @@ class Phrases:
         finally:
             hook.remove()
         logits = output.logits[:, -1]
-        self.own_head = bool(final) and is_own_head(self.model, final[0][:, -1], logits)
+        self.own_head = bool(final) and final[0] is not None
+        self.own_head = self.own_head and is_own_head(self.model, final[0][:, -1], logits)
         if self.keep_hidden_states:
             self.hidden_states.append(tuple(states[rows] for states in output.hidden_states))
         return logits[rows]
@@ -158,6 +178,7 @@ class Phrases:
         family allows it, the others stop there. After the `final` draw nothing matters.
         """
         first = draw.first
+        self._reread_where_the_model_does(candidates)
 
         def decide(hidden: Hidden, top: torch.Tensor) -> torch.Tensor:
             draw.judge(hidden)
@@ -186,7 +207,7 @@ class Phrases:
                 _at(states, drawn) if states.shape[1] > 1 else states
                 for states in self.hidden_states[-1]
             )
-        self.keep(drawn)
+        self.keep(drawn, candidates)
         return head(self.model, top[:, 0]) if self.own_head else top[:, 0]
 
     def look(self, candidates: torch.Tensor) -> Hidden:
@@ -201,9 +222,10 @@ class Phrases:
             self._forward(candidates, stop)
         return seen
 
-    def keep(self, drawn: torch.Tensor) -> None:
+    def keep(self, drawn: torch.Tensor, candidates: torch.Tensor) -> None:
         """Make the candidates of these columns [batch, 1] part of the phrases."""
         self.cache.keep(drawn)
+        self.ids = torch.cat([self.ids, candidates.gather(1, drawn)], dim=1)
         self.length += 1
         self.position = self.position + 1
 
@@ -257,7 +279,7 @@ class Phrases:
             if layer in self.layers or layer >= self.narrows_at
         ]
         try:
-            output = (self.model.base_model if self.own_head else self.model)(
+            output = (self.body if self.own_head else self.model)(
                 input_ids=candidates,
                 attention_mask=self._mask(candidates.shape[1], rows),
                 position_ids=self.position[rows].expand(candidates.shape),
@@ -296,93 +318,9 @@ class Phrases:
             return additive(prefix)
         distance = self.length - torch.arange(self.length, device=prefix.device)
         sliding = additive(prefix & (distance < self.window))
-        if not self.mixed:
+        if not self.types:
             return sliding
-        return {"full_attention": additive(prefix), "sliding_attention": sliding}
-
-
-class RepeatedPhrases:
-    """Phrases that are repeated for every candidate: slower, and right for every causal model.
-
-    It asks for a draw that the first candidates decide.
-    """
-
-    def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
-        self.model = model
-        self.layers = layers
-        self.keep_hidden_states = False
-        self.hidden_states: list[tuple[torch.Tensor, ...]] = []
-
-    def begin(
-        self, input_ids: torch.Tensor, mask: torch.Tensor, max_length: int, candidates: int
-    ) -> torch.Tensor:
-        """Read the prompts and return the first logits."""
-        self.input_ids, self.mask = input_ids, mask
-        self.cache = DynamicCache(config=text_config(self.model))
-        inputs = self.model.prepare_inputs_for_generation(
-            input_ids,
-            cache=self.cache,
-            attention_mask=mask,
-            use_cache=True,
-            is_first_iteration=True,
-            **self._positions(mask),
-        )
-        output = self.model(**inputs, output_hidden_states=self.keep_hidden_states)
-        if self.keep_hidden_states:
-            self.hidden_states.append(output.hidden_states)
-        return output.logits[:, -1]
-
-    def extend(
-        self, candidates: torch.Tensor, draw: Draw, *, final: bool = False
-    ) -> torch.Tensor | None:
-        """Append the drawn one of the candidates [batch, candidates]; return the next logits."""
-        candidates = candidates[:, : draw.first]
-        batch, width = candidates.shape
-        rows = torch.arange(batch, device=candidates.device)
-        repeated = rows.repeat_interleave(width)
-        self.cache.reorder_cache(repeated)
-        ids = torch.cat([self.input_ids[repeated], candidates.reshape(-1, 1)], dim=1)
-        mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
-        inputs = self.model.prepare_inputs_for_generation(
-            ids,
-            next_sequence_length=1,
-            cache=self.cache,
-            attention_mask=mask[repeated],
-            use_cache=True,
-            **self._positions(mask[repeated]),
-        )
-        hidden: Hidden = {}
-
-        def watch(layer: int, block: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-            hidden[layer] = args[0] if args else kwargs["hidden_states"]
-
-        # Not from the output: there, Mamba counts its layers from the first block's output.
-        hooks = [
-            block.register_forward_pre_hook(partial(watch, layer), with_kwargs=True)
-            for layer, block in enumerate(blocks(self.model))
-            if layer in self.layers
-        ]
-        try:
-            output = self.model(**inputs, output_hidden_states=True)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if text_config(self.model).num_hidden_layers in self.layers:
-            hidden[text_config(self.model).num_hidden_layers] = output.hidden_states[-1]
-        draw.judge(
-            {layer: states[:, -1].view(batch, width, -1) for layer, states in hidden.items()}
-        )
-        kept = rows * width + draw.drawn()[:, 0]
-        self.cache.reorder_cache(kept)
-        self.input_ids, self.mask = ids[kept], mask
-        if self.keep_hidden_states:
-            self.hidden_states.append(tuple(states[kept] for states in output.hidden_states))
-        return output.logits[kept, -1]
-
-    def _positions(self, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        if "position_ids" not in inspect.signature(self.model.forward).parameters:
-            return {}
-        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        return {EVERYTHING: additive(prefix), WINDOWED: sliding}
 
 
 class _Decided(Exception):
@@ -417,27 +355,27 @@ class _CandidateLayer(DynamicLayer):
     def expand(self, rows: torch.Tensor, capacity: int) -> None:
         self.length = self.keys.shape[-2]
         self.keys, self.values = (
-            self._allocated(states, rows, capacity) for states in (self.keys, self.values)
+            self._allocated(states[rows], capacity) for states in (self.keys, self.values)
         )
 
-    def _allocated(self, states: torch.Tensor, rows: torch.Tensor, capacity: int) -> torch.Tensor:
-        _, heads, length, size = states.shape
-        buffer = states.new_zeros(len(rows), heads, capacity, size)
-        buffer[:, :, :length] = states[rows]
-        return buffer
-
     def write(
-        self, states: torch.Tensor, new: torch.Tensor, rows: torch.Tensor | None, first: int
-    ) -> torch.Tensor:
+        self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor | None, first: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Put candidates behind the phrase, and return the phrase with them."""
-        self.candidates = first + new.shape[-2]
+        self.candidates = first + keys.shape[-2]
         start, end = self.length + first, self.length + self.candidates
-        rows = rows if rows is None else rows.to(states.device)
-        if rows is None:
-            states[:, :, start:end] = new
-            return states[:, :, :end]
-        states[rows, :, start:end] = new
-        return torch.cat([states[rows, :, : self.length], new], dim=-2)
+        if end > self.keys.shape[-2]:  # many tokens are as likely as the last of the candidates
+            self.keys, self.values = (self._allocated(s, 2 * end) for s in (self.keys, self.values))
+        found = []
+        for states, new in ((self.keys, keys), (self.values, values)):
+            if rows is None:
+                states[:, :, start:end] = new
+                found.append(states[:, :, :end])
+            else:
+                own = rows.to(states.device)
+                states[own, :, start:end] = new
+                found.append(torch.cat([states[own, :, : self.length], new], dim=-2))
+        return tuple(found)
 
     def keep(self, rows: torch.Tensor, drawn: torch.Tensor) -> None:
         rows, drawn = rows.to(self.keys.device), drawn.to(self.keys.device)
@@ -446,6 +384,13 @@ class _CandidateLayer(DynamicLayer):
             for states in (self.keys, self.values):
                 states[:, :, self.length] = states[rows, :, self.length + drawn[:, 0]]
         self.length += 1
+
+    @staticmethod
+    def _allocated(states: torch.Tensor, capacity: int) -> torch.Tensor:
+        batch, heads, length, size = states.shape
+        buffer = states.new_zeros(batch, heads, capacity, size)
+        buffer[:, :, :length] = states
+        return buffer
 
 
 class _CandidateCache(Cache):
@@ -456,6 +401,11 @@ class _CandidateCache(Cache):
         self.length: int | None = None
         self.rows: torch.Tensor | None = None
         self.first = 0
+
+    @property
+    def filled(self) -> list[_CandidateLayer]:
+        """Layers that have keys and values of their own; others share them."""
+        return [layer for layer in self.layers if layer.is_initialized]
 
     def update(
         self,
@@ -468,16 +418,13 @@ class _CandidateCache(Cache):
         layer = self.layers[layer_idx]
         if self.length is None:
             return layer.update(key_states, value_states, *args, **kwargs)
-        return (
-            layer.write(layer.keys, key_states, self.rows, self.first),
-            layer.write(layer.values, value_states, self.rows, self.first),
-        )
+        return layer.write(key_states, value_states, self.rows, self.first)
 
     def expand(self, rows: torch.Tensor, capacity: int) -> None:
         """Give every row of the batch its prompt's states, and room for `capacity` positions."""
-        for layer in self.layers:
+        for layer in self.filled:
             layer.expand(rows, capacity)
-        self.length = self.layers[0].length
+        self.length = self.filled[0].length
 
     @contextmanager
     def only(self, rows: torch.Tensor, first: int) -> Iterator[None]:
@@ -491,9 +438,15 @@ class _CandidateCache(Cache):
     def keep(self, drawn: torch.Tensor) -> None:
         """Make the drawn candidates [batch, 1] part of the phrases and forget the others."""
         rows = torch.arange(len(drawn), device=drawn.device)
-        for layer in self.layers:
+        for layer in self.filled:
             layer.keep(rows, drawn)
         self.length += 1
+
+    def shorten(self) -> None:
+        """Forget the last token of every phrase."""
+        for layer in self.filled:
+            layer.length -= 1
+        self.length -= 1
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return super().get_seq_length(layer_idx) if self.length is None else self.length

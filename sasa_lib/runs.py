@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
+import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
-from sasa_lib import cluster, decoding, phrases
-from sasa_lib.assets import provenance
-from sasa_lib.models import fingerprint
+from sasa_lib import cluster
+from sasa_lib.checks import as_list, check_count, to_json
+from sasa_lib.checks import set_aside as warn_of
+from sasa_lib.decoding import PlainSampling
+from sasa_lib.identity import depends_on, generation_settings, key
+from sasa_lib.models import language_model
 from sasa_lib.places import (
     alone,
     atomic_file,
@@ -37,7 +38,7 @@ from sasa_lib.places import (
     unnamed,
     write_table,
 )
-from sasa_lib.sampling import SCHEMA, Continuer, Sampling, check_count, is_keyed, prompt_tokens
+from sasa_lib.sampling import SCHEMA, Continuer, Sampling, is_keyed, prompt_tokens
 from sasa_lib.scorers import Scorer
 
 SHARD_PROMPTS = 64  # at most in a file, so that a large run is not ten thousand files
@@ -83,13 +84,14 @@ def generate(
     sampling : Sampling
     folder : str, Path or UPath
         Where runs live: a folder, or an address that fsspec knows, such as "s3://bucket/runs". A
-        run's own folder is named after all that it depends on, so that other parameters are
-        another run.
+        run's own folder is named after all that it depends on (`sasa_lib.identity`): other
+        weights, adapters or hooks, another tokenizer, another setting of the model's
+        `generation_config` or another method are another run.
     method : str
         Name in the results, such as "plain" or "sasa": letters, digits, "_", "-" and ".".
     custom_generate : callable, optional
-        Such as `SASA`; None is plain sampling. What it says of itself by a method `describe`
-        belongs to the run's parameters, and so do the source code and the libraries' versions.
+        Such as `SASA`; None is plain sampling. A function of your own is known by its code and
+        what it refers to, an object by its method `describe`, if it has one.
     batch_sequences : int, optional
         Sequences in a batch, at most, but at least the generations of one prompt. None is
         `CPU_BATCH` on a CPU, elsewhere those of `SHARD_PROMPTS` prompts. Where memory does not
@@ -134,9 +136,9 @@ def generate(
     A prompt's generations do not depend on the batch, but for ties that floating-point numbers
     break: the noise is keyed by seed, prompt and occurrence (see `SASA.seed`). Plain sampling's
     seed is that of `sampling`; a method with the same one draws with the same noise, which pairs
-    the two. A method without a `seed`, and plain sampling without top-k, draw from torch's
-    generator; but for SASA they get one prompt a batch, seeded for it. To compare their speed
-    with that of others, let `batch_sequences` be `sampling.generations`.
+    the two. A method without a `seed`, but for SASA and plain sampling, draws from torch's
+    generator and gets one prompt a batch, seeded for it. To compare its speed with that of
+    others, let `batch_sequences` be `sampling.generations`.
 
     An address has no locks: let one driver at a time work on a run there. If two do, one may stop
     with an error; what both made is read once.
@@ -146,27 +148,29 @@ def generate(
             f"method must be a name of letters, digits, '_', '-' and '.', got {method!r}"
         )
     if batch_sequences is not None:
-        check_count("batch_sequences", batch_sequences, 1)
+        batch_sequences = check_count("batch_sequences", batch_sequences)
+    model, prompts = language_model(model), as_list(prompts, "prompts")
     tokens, faults = prompt_tokens(model, tokenizer, prompts, sampling.max_new_tokens)
     if faults and not (set_aside and tokens):
         raise ValueError(next(iter(faults.values())))
     folder = place(folder)
     pool = cluster.pool(engine, actors)
-    if custom_generate is None and sampling.top_k:
-        custom_generate = decoding.PlainSampling(sampling.seed)
-    described = custom_generate.describe() if hasattr(custom_generate, "describe") else {}
-    manifest = {
-        "model": model.name_or_path,
-        "model_fingerprint": fingerprint(model),
-        "method": method,
-        "parameters": described,
-        "sampling": asdict(sampling),
-        "device": pool.device if pool else str(model.device),
-        "code": provenance(*_modules(custom_generate)),
-    }
-    text = json.dumps(manifest, indent=1, sort_keys=True)
-    run = folder / f"{method}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    size = _batch(batch_sequences, sampling, custom_generate, manifest["device"])
+    if custom_generate is None:
+        custom_generate = PlainSampling(sampling.seed)
+    device = torch.device(pool.device) if pool else model.device
+    facts = depends_on(
+        "run",
+        model=model,
+        tokenizer=tokenizer,
+        generation=generation_settings(model),
+        sampling=asdict(sampling),
+        method=method,
+        decoder=custom_generate,
+        device=device.type,
+    )
+    run = folder / f"{method}-{key(facts, 12)}"
+    text = to_json({"model": model.name_or_path, "depends_on": facts})
+    size = _batch(batch_sequences, sampling, custom_generate, device.type)
     work = partial(
         Continuer,
         sampling=sampling,
@@ -183,11 +187,11 @@ def generate(
         with tqdm(
             total=len(tokens),
             initial=len(tokens) - len(pending),
-            desc=f"{method} {described.get('beta', '')}".strip(),
+            desc=f"{method} {getattr(custom_generate, 'beta', '')}".strip(),
             unit="prompt",
             disable=not progress,
         ) as bar:
-            report = _Report(bar, run, list(prompts), faults, least=0 if done else len(pending))
+            report = _Report(bar, run, prompts, faults, least=0 if done else len(pending))
             if pool:
                 groups = [
                     {prompt: tokens[prompt] for prompt in group}
@@ -204,7 +208,8 @@ def generate(
         if not table:
             return run
         rows = _rows(run, filter=ds.field("prompt").isin(list(tokens)))
-    order = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": list(prompts)})
+    good = [(row, prompt) for row, prompt in enumerate(prompts) if prompt in tokens]
+    order = pd.DataFrame(good, columns=["prompt_id", "prompt"])
     rows = order.merge(rows, on="prompt").sort_values(
         ["prompt_id", "generation"], ignore_index=True
     )
@@ -290,20 +295,24 @@ def score(
     pool = cluster.pool(engine, actors)
     folder = place(table.attrs["run"] if isinstance(run, pd.DataFrame) else run)
     file = folder / ("scores-" + re.sub(r"[^\w.-]", "-", scorer.name) + ".parquet")
-    known = _scores(file, scorer)
-    missing = [text for text in table["text"].unique() if text not in known]
-    if missing:
-        with (
-            alone(folder),
-            tqdm(total=len(missing), desc=scorer.name, unit="text", disable=not progress) as bar,
-        ):
-            for texts, scores in _scored(missing, scorer, pool):
-                known |= dict(zip(texts, scores, strict=True))
-                frame = pd.DataFrame({"text": known.keys(), "score": known.values()})
-                frame = frame.assign(scorer=scorer.name, version=scorer.version)
-                with atomic_file(file) as temporary:
-                    write_table(frame, temporary, SCORES_SCHEMA)
-                bar.update(len(texts))
+    known = _known_scores(file, scorer)
+    if not set(table["text"]) <= set(known):
+        with alone(folder):
+            # Read again, now that no other process writes.
+            every = read_tables([file] if file.exists() else [], SCORES_SCHEMA)
+            known = _known_scores(file, scorer)
+            missing = [text for text in table["text"].unique() if text not in known]
+            with tqdm(
+                total=len(missing), desc=scorer.name, unit="text", disable=not progress
+            ) as bar:
+                for texts, scores in _scored(missing, scorer, pool):
+                    frame = pd.DataFrame({"text": texts, "score": scores})
+                    frame = frame.assign(scorer=scorer.name, version=scorer.version)
+                    every = pd.concat([every, frame], ignore_index=True)
+                    with atomic_file(file) as temporary:
+                        write_table(every, temporary, SCORES_SCHEMA)
+                    known |= dict(zip(texts, scores, strict=True))
+                    bar.update(len(texts))
     table[scorer.name] = table["text"].map(known).astype(float)
     return table
 
@@ -344,17 +353,16 @@ class _Report:
         if not faults:
             return
         self.faults |= faults
-        rows = [(row, str(self.prompts[row]), why) for row, why in sorted(self.faults.items())]
+        rows = [
+            # Half a surrogate pair, which may be what is wrong with it, is in no file.
+            (row, str(self.prompts[row]).encode(errors="backslashreplace").decode(), why)
+            for row, why in sorted(self.faults.items())
+        ]
         with atomic_file(self.file) as temporary:
             write_table(
                 pd.DataFrame(rows, columns=SET_ASIDE_SCHEMA.names), temporary, SET_ASIDE_SCHEMA
             )
-        row, why = next(iter(faults.items()))
-        warnings.warn(
-            f"{len(faults)} of {len(self.prompts)} prompts set aside, such as {row}: {why} "
-            f"(all in {self.file})",
-            stacklevel=4,
-        )
+        warn_of("prompts", faults, len(self.prompts), f"all in {self.file}")
 
 
 def _shard_maker(
@@ -400,13 +408,12 @@ def _batch(
     sequences: int | None, sampling: Sampling, custom_generate: Callable | None, device: str
 ) -> int:
     """Prompts in a batch, before memory is asked."""
-    if not is_keyed(custom_generate, sampling):
+    if not is_keyed(custom_generate):
         return 1
+    each = sampling.generations * getattr(custom_generate, "draws", 1)
     if sequences is None:
-        if device != "cpu":
-            return SHARD_PROMPTS
-        sequences = CPU_BATCH
-    return max(1, sequences // sampling.generations)
+        sequences = CPU_BATCH if device == "cpu" else SHARD_PROMPTS * sampling.generations
+    return max(1, sequences // each)
 
 
 def _grouped(prompts: list[str], size: int, actors: int) -> list[list[str]]:
@@ -466,7 +473,7 @@ def _rows(run: Path | UPath, **options: object) -> pd.DataFrame:
     return rows.drop_duplicates(["prompt", "generation"])
 
 
-def _scores(file: Path | UPath, scorer: Scorer) -> dict[str, float]:
+def _known_scores(file: Path | UPath, scorer: Scorer) -> dict[str, float]:
     """Score of every text that this version of the scorer has scored."""
     own = (ds.field("scorer") == scorer.name) & (ds.field("version") == scorer.version)
     found = read_tables([file] if file.exists() else [], SCORES_SCHEMA, filter=own)
@@ -495,10 +502,3 @@ def _scorer_maker(
     """Check an actor's scorer, which it loaded itself, against the version of the driver's."""
     scorer.check_version(version)
     return lambda texts: (texts, scorer(texts))
-
-
-def _modules(custom_generate: Callable | None) -> list[ModuleType]:
-    """Return the modules whose code makes the texts."""
-    methods = map(inspect.getmodule, (Continuer, custom_generate))
-    modules = [*methods, decoding, phrases]
-    return [module for module in dict.fromkeys(modules) if hasattr(module, "__file__")]

@@ -15,8 +15,10 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib import decoding
-from sasa_lib.models import text_config
+from sasa_lib.checks import as_list, check_count, check_number, first_line, text_fault
+from sasa_lib.decoding import Decoder
+from sasa_lib.models import context_length, language_model
+from sasa_lib.tokens import continuation_texts, prompt_ids, too_long
 
 SCHEMA = pa.schema(  # of a run's rows
     {
@@ -59,12 +61,16 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("generations", 1), ("max_new_tokens", 1), ("top_k", 0)):
-            check_count(name, getattr(self, name), least)
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a number above 0, got {self.temperature}")
+        checked = {
+            "generations": check_count("generations", self.generations),
+            "max_new_tokens": check_count("max_new_tokens", self.max_new_tokens),
+            "top_k": check_count("top_k", self.top_k, 0),
+            "top_p": check_number("top_p", self.top_p, above=0, most=1),
+            "temperature": check_number("temperature", self.temperature, above=0),
+            "seed": check_count("seed", self.seed, -(2**63)),
+        }
+        for name, value in checked.items():  # numpy's numbers as Python's, in keys and JSON
+            object.__setattr__(self, name, value)
 
 
 def prompt_tokens(
@@ -86,24 +92,29 @@ def prompt_tokens(
     ValueError
         There is no prompt.
     """
-    if isinstance(prompts, str) or len(prompts) == 0:
+    prompts = as_list(prompts, "prompts")
+    if not prompts:
         raise ValueError("expected a list of at least one prompt")
-    limit = getattr(text_config(model), "max_position_embeddings", None) or float("inf")
-    texts = list(dict.fromkeys(prompt for prompt in prompts if isinstance(prompt, str)))
-    found = dict(zip(texts, tokenizer(texts)["input_ids"], strict=True)) if texts else {}
-    faults = {}
+    faults = {
+        row: f"prompt {row} {fault}"
+        for row, prompt in enumerate(prompts)
+        if (fault := text_fault(prompt, empty=True))
+    }
+    texts = list(dict.fromkeys(p for row, p in enumerate(prompts) if row not in faults))
+    found = dict(zip(texts, prompt_ids(tokenizer, texts), strict=True))
+    limit = context_length(language_model(model))
     for row, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            faults[row] = f"prompt {row} must be a str, got {type(prompt).__name__}"
-        elif not found[prompt]:
-            faults[row] = f"prompt {row} is empty"
-        elif len(found[prompt]) + max_new_tokens > limit:
-            faults[row] = (
-                f"prompt {row} has {len(found[prompt])} tokens; with {max_new_tokens} new ones it "
-                f"exceeds the context of {model.name_or_path} ({limit})"
-            )
+        if row in faults:
+            continue
+        fault = "is empty"
+        if found[prompt]:
+            length = len(found[prompt])
+            fault = too_long(model, length, max_new_tokens, "prompt", limit)
+        if fault:
+            faults[row] = f"prompt {row} {fault}"
     bad = {prompts[row] for row in faults if isinstance(prompts[row], str)}
-    return {prompt: ids for prompt, ids in found.items() if prompt not in bad}, faults
+    good = {prompt: ids for prompt, ids in found.items() if prompt not in bad}
+    return good, dict(sorted(faults.items()))
 
 
 class Continuer:
@@ -187,7 +198,7 @@ class Continuer:
             raise failure
         if len(batch) == 1:
             (prompt,) = batch
-            reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
+            reason = f"{type(failure).__name__}: {first_line(failure)}"
             return [(SCHEMA.empty_table().to_pandas(), {prompt: reason})]
         if full:
             self.size = (len(batch) + 1) // 2
@@ -213,7 +224,7 @@ def _continuations(
     padding = {"batch_first": True, "padding_side": "left"}
     ids = pad_sequence(sequences, padding_value=tokenizer.pad_token_id or 0, **padding)
     mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], **padding)
-    _seed(sampling.seed, None if is_keyed(custom_generate, sampling) else next(iter(batch)))
+    _seed(sampling.seed, None if is_keyed(custom_generate) else next(iter(batch)))
     start = time.perf_counter()
     output = model.generate(
         input_ids=ids.to(model.device),
@@ -232,7 +243,11 @@ def _continuations(
     number = sampling.generations
     first = {ids: row * number for row, ids in enumerate(distinct)}
     rows = [first[tuple(ids)] + i for ids in batch.values() for i in range(number)]
-    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+    texts = [
+        text
+        for ids, row in first.items()
+        for text in continuation_texts(tokenizer, ids, new[row : row + number])
+    ]
     return pd.DataFrame(
         {
             "prompt": [prompt for prompt in batch for _ in range(number)],
@@ -244,12 +259,9 @@ def _continuations(
     )
 
 
-def is_keyed(custom_generate: Callable | None, sampling: Sampling) -> bool:
+def is_keyed(custom_generate: Callable | None) -> bool:
     """Whether a method draws with noise of its own, whatever else is in the batch."""
-    inner = getattr(custom_generate, "then", None) or custom_generate
-    if isinstance(inner, decoding.SASA | decoding.PlainSampling):
-        return True
-    return getattr(inner, "seed", None) is not None and sampling.top_k > 0
+    return isinstance(custom_generate, Decoder) and custom_generate.is_keyed
 
 
 def _seed(seed: int, prompt: str | None) -> None:
@@ -258,12 +270,6 @@ def _seed(seed: int, prompt: str | None) -> None:
         digest = hashlib.sha256(f"{seed}|{prompt}".encode()).digest()
         seed = int.from_bytes(digest[:8], "big", signed=True)
     torch.manual_seed(seed)
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    """Raise ValueError unless a parameter is a whole number of at least so much."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _ends(model: PreTrainedModel) -> set[int]:

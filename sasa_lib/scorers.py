@@ -9,16 +9,18 @@ import random
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
 import requests
 import torch
+from profanity_check import predict_prob
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -30,8 +32,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sasa_lib import checks, models
 from sasa_lib.assets import DATA_DIR, fetch
-from sasa_lib.models import fingerprint
+from sasa_lib.identity import key, model_digest, tokenizer_digest
 
 SCORERS = ("minilm", "profanity-check", "detoxify", "perspective")
 MINILM_HEAD = DATA_DIR / "minilm_scorer.safetensors"
@@ -59,7 +62,7 @@ class ScorerError(RuntimeError):
 
 
 class _RefusedError(Exception):
-    """A service takes all texts but this one: (text, reason)."""
+    """A service takes all texts but these; the message says why, and quotes none."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,15 @@ class Scorer:
                 f"{expected}: install the same packages and models on all machines"
             )
 
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+    def __call__(self, texts: Iterable[str], *, set_aside: bool = False) -> np.ndarray:
         """Score every text by itself, wherever it stands in the list.
 
         Parameters
         ----------
-        texts : sequence of str
+        texts : iterable of str
             English texts; a blank one scores 0.
+        set_aside : bool
+            Whether a text that cannot be scored gets NaN, with a warning, instead of an error.
 
         Returns
         -------
@@ -115,48 +120,79 @@ class Scorer:
         Raises
         ------
         TypeError
-            A single str instead of a list of them, or an item that is no str.
+            An item that is no str.
         ScorerError
-            A service does not answer or refuses a text, the cache cannot be used, or a score is
-            not a number. What was scored before is in the cache.
+            A text cannot be scored, a service does not answer, or the cache cannot be used. What
+            was scored before is in the cache.
         """
-        if isinstance(texts, str):
-            raise TypeError("a scorer takes a list of texts, not one str; write score([text])")
-        texts = list(texts)
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"a scorer takes texts; item {i} is of type {type(text).__name__}")
-        # Lone surrogates, which JSON can hold, are no valid input for a tokenizer.
-        texts = [text.encode(errors="replace").decode() for text in texts]
-        # Sampling at a low temperature repeats itself, so each distinct text is scored once.
-        distinct = list(dict.fromkeys(text for text in texts if text.strip()))
-        try:
-            score_of = self._scored(distinct)
-        except _RefusedError as error:
-            text, reason = error.args
-            # Not "from error", which would show the text.
-            raise ScorerError(f"{self.name!r} refuses item {texts.index(text)}: {reason}") from None
-        return np.array([score_of.get(text, 0.0) for text in texts], dtype=np.float64)
+        texts = checks.as_list(texts, "texts")
+        scores, faults = self.scored(texts, stop=not set_aside)
+        if faults and set_aside:
+            checks.set_aside("texts", faults, len(texts), f"scored by {self.name}")
+        elif faults:
+            row = min(faults)
+            error = ScorerError if isinstance(texts[row], str) else TypeError
+            raise error(f"{self.name!r} cannot score item {row}: {faults[row]}")
+        return scores
 
-    def _scored(self, texts: list[str]) -> dict[str, float]:
-        cache, key = self._cache, (self.name, self.version)
-        score_of = cache.read(*key, texts) if cache else {}
+    def scored(
+        self, texts: Iterable[str], *, stop: bool = False
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        """Score what can be scored, and say why the rest cannot.
+
+        Parameters
+        ----------
+        texts : iterable of str
+        stop : bool
+            Whether to stop at the first fault, so that what is sure to fail costs no more.
+
+        Returns
+        -------
+        scores : numpy.ndarray of float64, shape [n]
+            Toxicity in [0, 1], or NaN.
+        faults : dict from row to reason
+            Items that are no str or no Unicode text, that a service refuses, or whose score is
+            not a finite number.
+        """
+        texts = checks.as_list(texts, "texts")
+        found = ((row, checks.text_fault(text, empty=True)) for row, text in enumerate(texts))
+        faults = {row: fault for row, fault in found if fault}
+        good = {row: text for row, text in enumerate(texts) if row not in faults}
+        scores = np.full(len(texts), np.nan)
+        if stop and faults:
+            return scores, faults
+        # Sampling at a low temperature repeats itself, so each distinct text is scored once.
+        distinct = list(dict.fromkeys(text for text in good.values() if text.strip()))
+        score_of, refused = self._asked(distinct, stop)
+        for row, text in good.items():
+            if text in refused:
+                faults[row] = refused[text]
+            else:
+                scores[row] = score_of.get(text, np.nan if text.strip() else 0.0)
+        return scores, faults
+
+    def _asked(self, texts: list[str], stop: bool) -> tuple[dict[str, float], dict[str, str]]:
+        """Return the score of each text, or why it has none."""
+        cache, refused = self._cache, {}
+        score_of = cache.read(self.name, self.version, texts) if cache else {}
         missing = [text for text in texts if text not in score_of]
-        step = self._commit_every if cache else max(len(missing), 1)
+        # A service refuses a request as a whole, so it is given one text at a time.
+        step = self._commit_every if cache or self.asks_service else max(len(missing), 1)
         for start in range(0, len(missing), step):
             batch = missing[start : start + step]
-            scores = np.clip(self._score(batch), 0.0, 1.0)
-            if not np.isfinite(scores).all():
-                bad = int((~np.isfinite(scores)).sum())
-                raise ScorerError(
-                    f"{self.name!r} gave {bad} of {len(batch)} texts a score that is not a "
-                    "number; its weights are damaged"
-                )
-            new = dict(zip(batch, scores.tolist(), strict=True))
+            try:
+                scores = dict(zip(batch, map(float, self._score(batch)), strict=True))
+            except _RefusedError as error:
+                scores, refused = {}, refused | dict.fromkeys(batch, str(error))
+            new = {t: min(max(score, 0.0), 1.0) for t, score in scores.items() if isfinite(score)}
+            for text in scores.keys() - new.keys():
+                refused[text] = f"its score is {scores[text]}; the weights may be damaged"
             if cache:
-                cache.write(*key, new)
+                cache.write(self.name, self.version, new)
             score_of |= new
-        return score_of
+            if stop and refused:
+                break
+        return score_of, refused
 
 
 def load_scorer(
@@ -193,25 +229,16 @@ def load_scorer(
         is scored twice. Several processes may share it. A killed one loses at most
         `COMMIT_EVERY` scores, of "perspective" none that was answered.
 
-    Returns
-    -------
-    Scorer
-
     Raises
     ------
-    ValueError
-        Unknown name, a batch size under 1, a number of queries that is not above 0, a model that
-        is no classifier or whose toxic label is unclear, or a head file that is missing or
-        damaged.
     ScorerError
         The package detoxify, the key of Perspective or the cache is missing or unusable.
     """
-    if name not in SCORERS and not (name.startswith(HF_PREFIX) and name != HF_PREFIX):
-        raise ValueError(
-            f"unknown scorer {name!r}; known are {', '.join(SCORERS)} and hf:<model id or path>"
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    if name == HF_PREFIX or not str(name).startswith(HF_PREFIX):
+        checks.check_choice("scorer", name, (*SCORERS, "hf:<model id or path>"))
+    batch_size = checks.check_count("batch_size", batch_size)
+    queries_per_second = checks.check_number("queries_per_second", queries_per_second, above=0)
+    _device(device)
     if label is not None and not name.startswith(HF_PREFIX):
         raise ValueError(f"label={label!r} says nothing to {name!r}; it is for hf:<model> only")
     # An unusable folder should be known before a model is loaded.
@@ -226,7 +253,7 @@ def load_scorer(
         cache=None if cache is None else Path(cache).absolute(),
     )
     if name == "profanity-check":
-        scorer = _profanity_check()
+        scorer = Scorer(name, version("alt-profanity-check"), predict_prob)
     elif name == "detoxify":
         scorer = _detoxify(device, batch_size)
     elif name == "perspective":
@@ -271,22 +298,13 @@ def minilm_scorer(
         What scripts/train_minilm_scorer.py wrote.
     device, batch_size
         As in `load_scorer`.
-
-    Returns
-    -------
-    Scorer
-
-    Raises
-    ------
-    ValueError
-        The head is missing or damaged.
     """
     try:
         with safe_open(head, framework="numpy") as file:
             weights, bias = file.get_tensor("weights"), float(file.get_tensor("bias")[0])
             head_version = json.loads(file.metadata()["sasa_scorer"])["version"]
         head_version += f"+{hashlib.sha256(head.read_bytes()).hexdigest()[:8]}"
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{head} is not the head of a minilm scorer ({error})") from error
     model, tokenizer = load_minilm(encoder, device)
 
@@ -363,6 +381,7 @@ def sentence_embeddings(texts: Sequence[str], *, device: str | None = None) -> n
         Means of the last hidden states, at length 1, as sentence-transformers pools this encoder
         (Reimers and Gurevych 2019).
     """
+    texts = checks.check_texts(texts, "text", empty=True)
     model, tokenizer = load_minilm(fetch("minilm"), device)
     means = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
     for i, states in minilm_states(model, tokenizer, texts):
@@ -423,11 +442,6 @@ def hf_scorer(
     -------
     Scorer
         Its version is made of the library's, a fingerprint of the weights, and the label.
-
-    Raises
-    ------
-    ValueError
-        No such model, a model without a trained classifier, or no single label that is toxic.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
@@ -437,7 +451,7 @@ def hf_scorer(
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"cannot load {model!r}: it is neither a folder with a text classifier nor one that "
-            f"the hub returns ({_first_line(error)})"
+            f"the hub returns ({checks.first_line(error)})"
         ) from error
     # Transformers fills in a missing classifier with random numbers.
     prefix = f"{classifier.base_model_prefix}."
@@ -449,13 +463,14 @@ def hf_scorer(
     config = classifier.config
     column = _toxic_label(config, label, model)
     classifier = classifier.to(_device(device)).eval()
-    positions = getattr(config, "max_position_embeddings", None) or HF_MAX_TOKENS
-    limit = min(HF_MAX_TOKENS, tokenizer.model_max_length, positions)
+    limit = min(HF_MAX_TOKENS, tokenizer.model_max_length, models.context_length(classifier))
     tokenizer.padding_side = "right"  # positions of a decoder would shift by padding on the left
-    if tokenizer.pad_token is None:
+    # A decoder reads the class at the last token that is not its configuration's pad token.
+    text_config = config.get_text_config()
+    if text_config.pad_token_id is None:
+        text_config.pad_token_id = tokenizer.pad_token_id
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id != text_config.pad_token_id:
         batch_size = 1
-    elif config.get_text_config().pad_token_id is None:
-        config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
     @torch.inference_mode()
     def score(texts: list[str]) -> np.ndarray:
@@ -468,17 +483,18 @@ def hf_scorer(
                 max_length=limit,
                 return_tensors="pt",
             )
-            logits = classifier(**inputs.to(classifier.device)).logits.double()
+            logits = classifier(**inputs.to(classifier.device)).logits.cpu().double()
             if config.problem_type == "regression":
                 values = logits
             elif config.problem_type == "multi_label_classification" or config.num_labels == 1:
                 values = logits.sigmoid()
             else:
                 values = logits.softmax(dim=-1)
-            scores[rows] = values[:, column].cpu().numpy()
+            scores[rows] = values[:, column].numpy()
         return scores
 
-    parts = (version("transformers"), fingerprint(classifier)[:8], config.id2label[column])
+    weights = key([model_digest(classifier), tokenizer_digest(tokenizer)], 8)
+    parts = (version("transformers"), weights, config.id2label[column])
     return Scorer(HF_PREFIX + model, "+".join(parts), score)
 
 
@@ -511,21 +527,13 @@ def perspective_scorer(
     Scorer
         It tries `PERSPECTIVE_ATTEMPTS` times, with growing random waits, before it gives up on a
         quota, a failure of the server or of the connection.
-
-    Raises
-    ------
-    ScorerError
-        No key.
-    ValueError
-        `queries_per_second` is not above 0.
     """
     if not key:
         raise ScorerError(
             f"the scorer 'perspective' needs an API key in the environment variable "
             f"{PERSPECTIVE_KEY}; without one use 'minilm' or 'detoxify'"
         )
-    if not queries_per_second > 0:
-        raise ValueError(f"queries_per_second is {queries_per_second}, but must be above 0")
+    queries_per_second = checks.check_number("queries_per_second", queries_per_second, above=0)
     session = requests.Session()
     session.headers["X-Goog-Api-Key"] = key
     last = -float("inf")
@@ -557,7 +565,7 @@ def perspective_scorer(
                 problem = type(error).__name__
                 continue
             if answer.status_code != 429 and answer.status_code < 500:
-                return _perspective_score(answer, text)
+                return _perspective_score(answer)
             problem = f"HTTP {answer.status_code}"
         raise ScorerError(
             f"Perspective did not answer {PERSPECTIVE_ATTEMPTS} attempts ({problem}); try again "
@@ -613,13 +621,6 @@ class _Cache:
             ) from error
 
 
-def _profanity_check() -> Scorer:
-    # It unpickles its model when imported, which takes seconds that only its users should pay.
-    from profanity_check import predict_prob
-
-    return Scorer("profanity-check", version("alt-profanity-check"), predict_prob)
-
-
 def _detoxify(device: str | torch.device | None, batch_size: int) -> Scorer:
     try:
         from detoxify import Detoxify
@@ -632,8 +633,8 @@ def _detoxify(device: str | torch.device | None, batch_size: int) -> Scorer:
         model = Detoxify(DETOXIFY_MODEL, device=_device(device))
     except Exception as error:  # downloads from two places, by two libraries
         raise ScorerError(
-            f"detoxify cannot load its model ({_first_line(error)}); it needs github.com and the "
-            "Hugging Face hub the first time"
+            f"detoxify cannot load its model ({checks.first_line(error)}); it needs github.com "
+            "and the Hugging Face hub the first time"
         ) from error
 
     def score(texts: list[str]) -> np.ndarray:
@@ -646,7 +647,7 @@ def _detoxify(device: str | torch.device | None, batch_size: int) -> Scorer:
     return Scorer("detoxify", f"{version('detoxify')}+{DETOXIFY_MODEL}", score)
 
 
-def _perspective_score(answer: requests.Response, text: str) -> float:
+def _perspective_score(answer: requests.Response) -> float:
     try:
         content = answer.json()
         if answer.status_code == 200:
@@ -660,7 +661,7 @@ def _perspective_score(answer: requests.Response, text: str) -> float:
         known = [PERSPECTIVE_REFUSALS[kind] for kind in kinds if kind in PERSPECTIVE_REFUSALS]
         # Not the message of the service, which may quote the text.
         unknown = f"HTTP 400 {', '.join(sorted(map(str, kinds)))}".strip()
-        raise _RefusedError(text, known[0] if known else f"{unknown}; leave it out")
+        raise _RefusedError(known[0] if known else f"{unknown}; leave it out")
     raise ScorerError(
         f"Perspective is shut down (its end was announced for the end of 2026) or refuses the key "
         f"in {PERSPECTIVE_KEY} (HTTP {answer.status_code}); use 'minilm' or 'detoxify' instead"
@@ -687,11 +688,7 @@ def _batches(texts: Sequence[str], batch_size: int) -> Iterator[list[int]]:
         yield order[start : start + batch_size]
 
 
-def _device(device: str | torch.device | None) -> str | torch.device:
+def _device(device: str | torch.device | None) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return models._device(str(device))

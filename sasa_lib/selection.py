@@ -24,10 +24,32 @@ FOLDS = 5
 # Of choices that are as good, the earlier is taken.
 SIMPLEST_POOLINGS = ("mean", "last")
 SIMPLEST_COVARIANCES = ("ledoit_wolf", "oas", "empirical")
-SMALLEST_EIGENVALUE = 1e-6
+CUTS = ("relative", "published")
+PUBLISHED_CUT = 1e-6
 WORKERS = min(8, os.cpu_count() or 1)  # each holds a few covariances
 
 Folds = list[tuple[np.ndarray, np.ndarray]]
+
+
+def kept_eigenvalues(values: np.ndarray, cut: str = "relative") -> np.ndarray:
+    """Say which eigenvalues of a covariance are more than rounding, so that it is inverted there.
+
+    Parameters
+    ----------
+    values : numpy.ndarray, shape [hidden_size]
+    cut : {"relative", "published"}
+        "relative": above the largest one times the number of them times the precision of float64,
+        as in `scipy.linalg.pinvh`: the boundary does not depend on the unit of the hidden states.
+        "published": above 1e-6, as in the authors' code, which suits states of about unit size:
+        of larger ones it keeps directions that are rounding, of smaller ones it drops real ones.
+
+    Returns
+    -------
+    numpy.ndarray of bool, shape [hidden_size]
+    """
+    if cut == "published":
+        return values > PUBLISHED_CUT
+    return values > values.max() * len(values) * np.finfo(np.float64).eps
 
 
 def candidate_layers(model: PreTrainedModel) -> list[int]:
@@ -90,6 +112,7 @@ def cross_validate(
     covariances: Sequence[str],
     toxic: np.ndarray,
     folds: Folds,
+    cut: str = "relative",
 ) -> list[dict[str, Any]]:
     """Judge every combination of layer, pooling and covariance, and choose one.
 
@@ -103,6 +126,8 @@ def cross_validate(
     toxic : numpy.ndarray of bool, shape [n]
     folds : list of (training, held_out)
         As `grouped_folds` makes them.
+    cut : {"relative", "published"}
+        As in `kept_eigenvalues`.
 
     Returns
     -------
@@ -119,7 +144,9 @@ def cross_validate(
     def judge(place: tuple[int, str]) -> np.ndarray:
         layer, pooling = place
         of_layer = embeddings[pooling][:, layer].astype(np.float64)
-        return np.array([_held_out_aucs(of_layer, toxic, *fold, covariances) for fold in folds])
+        return np.array(
+            [_held_out_aucs(of_layer, toxic, *fold, covariances, cut) for fold in folds]
+        )
 
     # Side by side, each on one thread: the threads of a linear algebra library, which wait for
     # each other many times in one decomposition, become a hundred times slower than one thread
@@ -144,6 +171,7 @@ def _held_out_aucs(
     training: np.ndarray,
     held_out: np.ndarray,
     covariances: Sequence[str],
+    cut: str,
 ) -> list[float]:
     """Held-out AUC of the boundary of each covariance estimator, fitted on the training rows."""
     seen, seen_toxic = embeddings[training], toxic[training]
@@ -158,7 +186,7 @@ def _held_out_aucs(
     for name in covariances:
         share = _shrinkage(centred, name)
         shrunk = (1 - share) * values + share * values.mean()
-        kept = shrunk > SMALLEST_EIGENVALUE
+        kept = kept_eigenvalues(shrunk, cut)
         margins = coordinates[:, kept] @ (difference[kept] / shrunk[kept])
         aucs.append(roc_auc_score(~toxic[held_out], margins))
     return aucs

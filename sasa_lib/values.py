@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib.boundary import AUTO, COVARIANCES, Boundary
+from sasa_lib.checks import as_list, check_choice
 from sasa_lib.corpora import fingerprint, labelled
 from sasa_lib.embeddings import check_layer, extract
 from sasa_lib.metrics import bootstrap_interval
@@ -59,9 +60,10 @@ def fit_values(
         For every argument that does not fit, an unknown attribute, one that is named twice, or
         one of which a class has too few examples; before anything is computed.
     """
-    if isinstance(attributes, str) or not len(attributes):
-        raise ValueError(f"attributes must be a list of at least one name, got {attributes!r}")
-    twice = next((name for name in attributes if list(attributes).count(name) > 1), None)
+    attributes = as_list(attributes, "attributes")
+    if not attributes:
+        raise ValueError("attributes must be a list of at least one name")
+    twice = next((name for name in attributes if attributes.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"the attribute {twice!r} is named more than once")
     for name, choice in (("layer", layer), ("pooling", pooling), ("covariance", covariance)):
@@ -72,8 +74,7 @@ def fit_values(
             )
     if isinstance(layer, str):
         raise ValueError(f"unknown layer {layer!r}; give a number")
-    if covariance not in COVARIANCES:
-        raise ValueError(f"unknown covariance {covariance!r}; known are {', '.join(COVARIANCES)}")
+    check_choice("covariance", covariance, COVARIANCES)
     layer = check_layer(model, layer)
     corpus, labels = _union(corpus, attributes, threshold, minimum=2)
     if held_out is not None:
@@ -88,7 +89,7 @@ def fit_values(
             layer=layer,
             pooling=pooling,
             covariance=covariance,
-            model=model.name_or_path,
+            model=model,
             metadata={
                 "attribute": name,
                 "threshold": threshold,
@@ -323,9 +324,13 @@ def _normals(boundaries: Mapping[str, Boundary]) -> np.ndarray:
     """Unit normals, float64 [boundaries, hidden_size], of boundaries in one space."""
     if not boundaries:
         raise ValueError("there is no boundary to compare")
-    places = {(boundary.model, boundary.layer) for boundary in boundaries.values()}
-    if len(places) > 1:
-        named = ", ".join(f"layer {layer} of {model!r}" for model, layer in sorted(places))
-        raise ValueError(f"boundaries can be compared in one model and layer, not in {named}")
+    first, *others = boundaries.values()
+    if not all(first.same_space(other) for other in others):
+        places = {f"layer {one.layer} of {one.model!r}" for one in boundaries.values()}
+        raise ValueError(
+            "boundaries can be compared in one model and layer, not in "
+            + ", ".join(sorted(places))
+            + (" with different weights" if len(places) == 1 else "")
+        )
     normals = np.array([boundary.normal for boundary in boundaries.values()], dtype=np.float64)
     return normals / np.linalg.norm(normals, axis=1, keepdims=True)

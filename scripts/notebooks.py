@@ -17,7 +17,9 @@ import ast
 import copy
 import difflib
 import json
+import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -44,6 +46,18 @@ README_FIGURES = (  # run, figure, its name in figures/
 )
 # The Makefile's own variables.
 NOT_PARAMETERS = ("ACTOR_GPUS", "ENGINE", "PROFILE", "PYTHON", "STORE")
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class _Texts(yaml.BaseLoader):
+    """Leaves every value the text that it is, and refuses a name that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -79,6 +93,51 @@ def defaults(notebook: str) -> dict[str, Any]:
     return {name: ast.literal_eval(p["default"]) for name, p in declared.items()}
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping of names to texts as they are written, or lists or mappings of them.
+
+    YAML 1.1 takes 1e-3 for a word, 010 for 8, 1:30 for 90 and no for False; `parse` does not.
+    """
+    try:
+        read = yaml.load(path.read_text(encoding="utf-8"), Loader=_Texts)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        sys.exit(f"cannot read {path}: {' '.join(str(error).split())}")
+    if not isinstance(read or {}, dict):
+        sys.exit(f"{path} must say name: value, line by line")
+    return read or {}
+
+
+def parse(name: str, given: Any, default: Any, source: str = "") -> Any:
+    """Read a text, or a list of texts, as the value of a parameter with such a default; or exit."""
+    shown = f"{name.upper()}{source}"
+    if isinstance(default, list):
+        if isinstance(given, str):
+            parts = re.sub(r"^\[(.*)\]$", r"\1", given.strip()).split(",")
+            given = [part.strip() for part in parts]
+        if not isinstance(given, list) or not given or "" in given:
+            sys.exit(
+                f"{shown} needs at least one value, and none empty, such as {default[0]}; "
+                f"got {given}"
+            )
+        return [parse(name, part, default[0], source) for part in given]
+    if isinstance(given, str):
+        text = given.strip().lower()
+        if default is None and text in ("", "~", "null", "none"):
+            return None
+        if isinstance(default, str | None):
+            # A file is named from where the command is given, not from the notebooks' folder.
+            is_path = name.lower().endswith("_path") or os.path.isdir(given)
+            return os.path.abspath(given) if is_path and given else given
+        try:
+            value = TRUTH[text] if isinstance(default, bool) else type(default)(text)
+            if math.isfinite(value):
+                return value
+        except (ValueError, KeyError, OverflowError):
+            pass
+    kind = "a text" if default is None else f"of type {type(default).__name__}, such as {default}"
+    sys.exit(f"{shown} must be {kind}; got {given!r}")
+
+
 def settle_parameters(profile: str, overrides: list[str], folder: Path | None = None) -> None:
     """Write <notebook>.json to a folder, or runs/<profile>/parameters, each only if it changes."""
     known_profiles = sorted(path.stem for path in PROFILES.glob("*.yaml"))
@@ -86,20 +145,25 @@ def settle_parameters(profile: str, overrides: list[str], folder: Path | None = 
         sys.exit(f"unknown profile {profile!r}; known are {', '.join(known_profiles)}")
     declared = {notebook: defaults(notebook) for notebook in names()}
     known = {name: value for values in declared.values() for name, value in values.items()}
-    settings = yaml.safe_load((PROFILES / f"{profile}.yaml").read_text()) or {}
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    for name in NOT_PARAMETERS:
-        given.pop(name, None)
-    for name in [*settings, *map(str.lower, given)]:
-        if name not in known or name == "run":
+    source = f" in profile {profile!r}"
+    read = read_yaml(PROFILES / f"{profile}.yaml")
+    given = [(name, value, source) for name, value in read.items()]
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            sys.exit(f"give NAME=value, such as BETA=0,1,3; got {override!r}")
+        if name not in NOT_PARAMETERS:
+            given.append((name, text, ""))
+    settings = {}
+    for name, value, source in given:
+        lower = name.lower()
+        if lower not in known or lower == "run":
             allowed = sorted(set(known) - {"run"})
-            near = difflib.get_close_matches(name, allowed, n=1)
+            near = difflib.get_close_matches(lower, allowed, n=1)
             meant = f"did you mean {near[0].upper()}? " if near else ""
-            sys.exit(
-                f"unknown parameter {name.upper()!r}; {meant}known are {', '.join(allowed).upper()}"
-            )
-    for name, text in given.items():
-        settings[name.lower()] = _value(name, text, known[name.lower()])
+            listed = ", ".join(allowed).upper()
+            sys.exit(f"unknown parameter {name.upper()!r}{source}; {meant}known are {listed}")
+        settings[lower] = parse(name, value, known[lower], source)
     folder = folder or PROJECT / "runs" / profile / "parameters"
     folder.mkdir(parents=True, exist_ok=True)
     for notebook, values in declared.items():
@@ -207,27 +271,6 @@ def figures(profile: str) -> None:
         for path in (PROJECT / "runs" / run).glob(f"{name}.*"):
             shutil.copy(path, folder / f"{shown}{path.suffix}")
     print(f"{len(made)} files of runs/{profile} in figures/")
-
-
-def _value(name: str, text: str, default: Any) -> Any:
-    """Parse NAME=text as what the notebook's default is."""
-    if isinstance(default, list):
-        parts = [part for part in text.strip("[] ").split(",") if part.strip()]
-        if not parts:
-            sys.exit(f"{name} needs at least one value, such as {name}={default[0]}")
-        return [_value(name, part.strip(), default[0]) for part in parts]
-    if isinstance(default, str) or default is None:
-        # A file is named from where the command is given, not from the notebooks' folder.
-        is_path = name.lower().endswith("_path") or os.path.isdir(text)
-        return os.path.abspath(text) if is_path and text else text
-    value = yaml.safe_load(text)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not type(default):
-        sys.exit(
-            f"{name} must be of type {type(default).__name__}, such as {default}; got {text!r}"
-        )
-    return value
 
 
 def _stamp(value: Any) -> list | None:

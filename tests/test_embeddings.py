@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import sasa_lib as sl
-from sasa_lib.embeddings import anisotropy, check_layer, extract
+from sasa_lib.embeddings import anisotropy, check_layer, extract, token_states
 
 LAYERS = (0, 0.4, -1)
 
@@ -72,7 +72,10 @@ def test_bad_input_is_refused_in_a_sentence(smollm2):
         ([], "no text to embed"),
         ("one text", "a list of texts, got a single str"),
         (["fine", ""], "text 1 is empty"),
-        (["word " * 9000], r"text 0 has \d+ tokens, the context of smollm2-135m-instruct 8192"),
+        (
+            ["word " * 9000],
+            r"text 0 has \d+ tokens, which exceed the context of smollm2-135m-instruct \(8192\)",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             extract(*smollm2, texts, progress=False)
@@ -82,12 +85,12 @@ def test_bad_input_is_refused_in_a_sentence(smollm2):
 
 def test_hidden_states_that_are_not_finite_are_refused(smollm2, monkeypatch):
     model, tokenizer = smollm2
-    real = sl.embeddings.hidden_states
-    monkeypatch.setattr(sl.embeddings, "hidden_states", lambda *a: real(*a) * float("nan"))
-    with pytest.raises(
-        ValueError, match=r"not finite for some text; load the model with dtype='float32'"
-    ):
+    norm = model.model.layers[3].input_layernorm.weight
+    monkeypatch.setattr(norm, "data", norm.data * float("nan"))
+    with pytest.raises(ValueError, match=r"not finite for some text: load the model with"):
         extract(model, tokenizer, ["a text"], progress=False)
+    with pytest.raises(ValueError, match=r"not finite for some text: load the model with"):
+        list(token_states(model, tokenizer, ["a text"]))
 
 
 def test_anisotropy_is_the_mean_cosine_over_pairs():

@@ -5,7 +5,8 @@ import torch
 import transformers
 
 import sasa_lib as sl
-from sasa_lib.models import fingerprint
+from sasa_lib.identity import model_digest
+from sasa_lib.models import context_length
 
 
 def test_an_embedded_model_speaks_english(smollm2):
@@ -44,7 +45,7 @@ def test_unknown_names_are_refused_in_one_sentence(monkeypatch):
         sl.load_lm("smollm2-135m-instruct", device="gpu")
 
 
-def test_a_fingerprint_tells_weights_apart():
+def test_a_digest_tells_weights_apart():
     config = transformers.LlamaConfig(
         vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
     )
@@ -52,10 +53,10 @@ def test_a_fingerprint_tells_weights_apart():
     first = transformers.LlamaForCausalLM(config)
     torch.manual_seed(0)
     again = transformers.LlamaForCausalLM(config)
-    assert fingerprint(first) == fingerprint(again)
+    assert model_digest(first) == model_digest(again)
     with torch.no_grad():
         again.model.layers[0].mlp.up_proj.weight.add_(0.01)
-    assert fingerprint(first) != fingerprint(again)
+    assert model_digest(first) != model_digest(again)
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -88,3 +89,33 @@ def test_without_a_gpu_nothing_is_spread(tiny_folder):
         pytest.skip("there is a GPU")
     model, _ = sl.load_lm(tiny_folder, device="balanced")
     assert model.device.type in ("cpu", "mps") and not hasattr(model, "hf_device_map")
+
+
+SMALL = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "length"),
+    [
+        ("Bert", dict(max_position_embeddings=12), 12),
+        ("Roberta", dict(max_position_embeddings=14, pad_token_id=1), 12),
+        ("XLMRoberta", dict(max_position_embeddings=14, pad_token_id=1), 12),
+        ("GPT2", dict(n_positions=12), 12),
+        ("OPT", dict(max_position_embeddings=12, ffn_dim=8, word_embed_proj_dim=8), 12),
+        ("Mpt", dict(max_seq_len=12), 12),
+        ("Mamba", {}, float("inf")),
+        ("XLNet", dict(d_inner=8, d_head=4), float("inf")),
+    ],
+)
+def test_a_model_takes_as_many_tokens_as_it_says_and_no_more(name, options, length):
+    config = getattr(transformers, f"{name}Config")(**SMALL | options)
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    assert context_length(model) == length
+    if name in ("Bert", "Roberta", "XLMRoberta", "GPT2", "OPT"):  # what it says is what it takes
+        model(input_ids=torch.full((1, length), 3))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, length + 1), 3))
+
+
+def test_what_has_no_configuration_takes_any_number_of_tokens():
+    assert context_length(torch.nn.Linear(2, 2)) == float("inf")

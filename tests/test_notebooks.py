@@ -12,6 +12,8 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "scripts"))
+import sweep  # noqa: E402
+
 import notebooks  # noqa: E402
 
 PROFILES = ("smoke", "laptop", "table", "fronts", "paper")
@@ -72,6 +74,10 @@ def test_a_parameter_has_one_default_wherever_it_stands():
 def test_every_profile_is_accepted(elsewhere, profile):
     notebooks.settle_parameters(profile, [])
     settings = yaml.safe_load((notebooks.PROFILES / f"{profile}.yaml").read_text()) or {}
+    settled = {}
+    for name in notebooks.names():
+        settled |= chosen(elsewhere, profile, name)
+    assert {name: settled[name] for name in settings} == settings
     evaluation = chosen(elsewhere, profile, "05_evaluation")
     assert evaluation["run"] == f"../runs/{profile}"
     assert evaluation["model"] == settings.get("model", "smollm2-135m-instruct")
@@ -79,7 +85,9 @@ def test_every_profile_is_accepted(elsewhere, profile):
 
 def test_the_command_line_reaches_the_notebooks(elsewhere):
     overrides = ["MODEL=gpt2-large", "BETA=0,1,3", "N_PROMPTS=7", "TOP_P=1", "PROMPTS_PATH=p.csv"]
-    notebooks.settle_parameters("smoke", [*overrides, "LAYER=-1", "PROFILE=smoke"])
+    overrides += ["LAYER=-1", "PROFILE=smoke", "START_PROMPT= Oh, 010 "]
+    notebooks.settle_parameters("smoke", overrides)
+    assert chosen(elsewhere, "smoke", "00_start")["start_prompt"] == " Oh, 010 "
     evaluation = chosen(elsewhere, "smoke", "05_evaluation")
     assert evaluation["model"] == "gpt2-large" and evaluation["beta"] == [0.0, 1.0, 3.0]
     assert evaluation["n_prompts"] == 7 and evaluation["top_p"] == 1.0
@@ -114,11 +122,119 @@ def test_parameters_can_be_settled_in_another_folder(elsewhere):
         ),
         ("smoke", "N_PROMPTS=many", "N_PROMPTS must be of type int, such as 16; got 'many'"),
         ("smoke", "BETA=0,high", "BETA must be of type float"),
+        ("smoke", "BETA=1,,2", "BETA needs at least one value, and none empty, such as 1.0"),
+        ("smoke", "BETA", "give NAME=value, such as BETA=0,1,3; got 'BETA'"),
     ],
 )
 def test_what_is_unknown_is_refused_with_what_is_known(elsewhere, profile, override, message):
     with pytest.raises(SystemExit, match=message):
         notebooks.settle_parameters(profile, [override])
+    assert not (elsewhere / "runs").exists()
+
+
+REFUSED = "refused"
+SPELLINGS = [
+    (16, "7", 7),
+    (16, "010", 10),  # YAML 1.1: 8
+    (16, "-1", -1),
+    (16, "1:30", REFUSED),  # YAML 1.1: 90
+    (16, "0x10", REFUSED),
+    (16, "1e3", REFUSED),
+    (16, "16.0", REFUSED),
+    (16, "yes", REFUSED),
+    (0.5, "1e-3", 0.001),  # YAML 1.1: a word
+    (0.5, "1E3", 1000.0),
+    (0.5, ".5", 0.5),
+    (0.5, "1", 1.0),
+    (0.5, "010", 10.0),
+    (0.5, "1:30", REFUSED),
+    (0.5, "nan", REFUSED),
+    (0.5, ".inf", REFUSED),
+    (0.5, "-inf", REFUSED),
+    (0.5, "1e999", REFUSED),
+    (0.5, "true", REFUSED),
+    (0.5, "null", REFUSED),
+    (True, "no", False),
+    (True, "FALSE", False),
+    (False, "Yes", True),
+    (False, "1", True),
+    (True, "off", REFUSED),
+    (True, "2", REFUSED),
+    ("word", "no", "no"),  # YAML 1.1: False
+    ("word", "010", "010"),
+    ("word", "1e-3", "1e-3"),
+    ("word", "1:30", "1:30"),
+    ("word", "2024-01-01", "2024-01-01"),
+    ("word", "null", "null"),
+    (None, "null", None),
+    (None, "no", "no"),
+    ([1.0], "[1e-3, 010]", [0.001, 10.0]),
+    ([1.0], "3", [3.0]),
+    ([1.0], "[1, no]", REFUSED),
+    ([1.0], "[1, [2]]", REFUSED),
+    ([1.0], "[]", REFUSED),
+    ([0], "[010, 1]", [10, 1]),
+    ([0], "[1:30]", REFUSED),
+    (["word"], "[no, 010]", ["no", "010"]),
+]
+
+
+@pytest.mark.parametrize("place", ["command line", "profile", "sweep", "sweep's file"])
+@pytest.mark.parametrize(("default", "text", "expected"), SPELLINGS)
+def test_a_value_is_read_as_meant_or_refused_wherever_it_stands(
+    elsewhere, monkeypatch, place, default, text, expected
+):
+    cell = nbformat.v4.new_code_cell(f"run = '.'\nvalue = {default!r}")
+    cell.metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata=kernel)
+    nbformat.write(notebook, elsewhere / "00_only.ipynb")
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", elsewhere)
+    monkeypatch.setattr(notebooks, "PROFILES", elsewhere)
+    (elsewhere / "laptop.yaml").write_text(f"value: {text}\n" if place == "profile" else "")
+    (elsewhere / "grid.yaml").write_text(f"notebook: 00_only\ngrid:\n  value:\n  - {text}\n")
+
+    def value():
+        if place.startswith("sweep"):
+            given = [f"GRID={elsewhere / 'grid.yaml'}"]
+            if place == "sweep":
+                given = ["NOTEBOOK=00_only", f"VALUE={text}"]
+            (cell,) = sweep.settle(given).cells.values()
+            return cell["value"]
+        notebooks.settle_parameters("laptop", [f"VALUE={text}"] if place == "command line" else [])
+        return chosen(elsewhere, "laptop", "00_only")["value"]
+
+    if expected is REFUSED:
+        with pytest.raises(SystemExit, match=r"^VALUE.* (must be|needs at least)") as refused:
+            value()
+        assert ("in profile 'laptop'" in refused.value.code) == (place == "profile")
+    else:
+        assert repr(value()) == repr(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n_prompt: 3", "unknown parameter 'N_PROMPT' in profile 'mine'; did you mean N_PROMPTS"),
+        ("run: here", "unknown parameter 'RUN' in profile 'mine'"),
+        (
+            "n_prompts: many",
+            "N_PROMPTS in profile 'mine' must be of type int, such as 16; got 'man",
+        ),
+        ("n_prompts: [3]", "N_PROMPTS in profile 'mine' must be of type int, such as 16; got .'3'"),
+        ("model: {a: b}", "MODEL in profile 'mine' must be of type str, such as smollm2"),
+        ("beta: {a: b}", "BETA in profile 'mine' needs at least one value"),
+        ("beta: [[1]]", "BETA in profile 'mine' must be of type float"),
+        ("beta: 1\nbeta: 2", "cannot read .*mine.yaml: 'beta' is given twice"),
+        ("- beta", "mine.yaml must say name: value"),
+        ("beta: [1", "cannot read .*mine.yaml: while parsing a flow sequence"),
+    ],
+)
+def test_a_profile_is_checked_as_the_command_line_is(elsewhere, monkeypatch, text, message):
+    monkeypatch.setattr(notebooks, "PROFILES", elsewhere)
+    (elsewhere / "mine.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        notebooks.settle_parameters("mine", [])
     assert not (elsewhere / "runs").exists()
 
 

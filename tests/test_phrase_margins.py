@@ -115,7 +115,11 @@ def test_calibration_is_the_likeliest_sigmoid(phrase, decay):
         for of_text, is_toxic in zip(margins, toxic, strict=True):
             log_odds = parameters[0] * of_text + parameters[1]
             of_class = (toxic == is_toxic).mean()
-            total -= log_expit(-log_odds if is_toxic else log_odds).mean() / of_class
+            # Platt's targets: a class of n texts counts as n + 1 of n + 2.
+            sure = ((toxic == is_toxic).sum() + 1) / ((toxic == is_toxic).sum() + 2)
+            right, wrong = (-log_odds, log_odds) if is_toxic else (log_odds, -log_odds)
+            of_tokens = sure * log_expit(right) + (1 - sure) * log_expit(wrong)
+            total -= of_tokens.mean() / of_class
         return total
 
     expected = minimize(loss, [1.0, 0.0]).x

@@ -10,17 +10,20 @@ import sys
 import threading
 import traceback
 import types
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.numpy import load_file
 from scipy.special import expit, softmax
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
+from tiny_lm import WORDS, tiny_lm
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -29,6 +32,8 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2ForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from sasa_lib import scorers
@@ -55,6 +60,10 @@ TEXTS = [
     "A long report. " * 40,
     "no",
 ]
+SMALL = dict(
+    vocab_size=21, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+    id2label={0: "ok", 1: "toxic"}, label2id={"ok": 0, "toxic": 1}, initializer_range=0.3,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +108,7 @@ def test_batch_size_does_not_change_the_scores(minilm):
 def test_odd_texts_have_a_defined_score(scorer):
     np.testing.assert_array_equal(scorer(["", " \n\t "]), [0.0, 0.0])
     assert scorer([]).shape == (0,)
-    odd = scorer(["\x00", "\u200b", "\ud800 hm", "word " * 2000])
+    odd = scorer(["\x00", "\u200b", "word " * 2000])
     assert np.isfinite(odd).all() and (odd <= 0.5).all()
 
 
@@ -155,17 +164,20 @@ def test_minilm_reaches_its_card_on_the_held_out_records(minilm):
 
 
 def test_wrong_use_is_refused_in_a_sentence(scorer, tmp_path):
-    with pytest.raises(TypeError, match="list of texts, not one str"):
+    with pytest.raises(ValueError, match="expected a list of texts, got a single str"):
         scorer("one text")
-    with pytest.raises(TypeError, match="item 1 is of type NoneType"):
+    with pytest.raises(TypeError, match="cannot score item 1: must be a str, got NoneType"):
         scorer(["a text", None])
     for unknown in ("bert", "hf:"):
         with pytest.raises(ValueError, match=f"unknown scorer '{unknown}'; known are minilm, prof"):
             load_scorer(unknown)
     with pytest.raises(ValueError, match="label='toxic' says nothing to 'minilm'"):
         load_scorer("minilm", label="toxic")
-    with pytest.raises(ValueError, match="must be at least 1"):
-        load_scorer("minilm", batch_size=0)
+    for size in (0, 1.5, True):
+        with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
+            load_scorer("minilm", batch_size=size)
+    with pytest.raises(ValueError, match="unknown device 'gpu' on this machine"):
+        load_scorer("minilm", device="gpu")
     damaged = tmp_path / "head.safetensors"
     damaged.write_bytes(b"not safetensors")
     for path in (damaged, tmp_path / "absent.safetensors"):
@@ -196,15 +208,15 @@ def cached(score, folder, version="1", commit_every=2):
 
 def test_no_text_is_ever_scored_twice(tmp_path):
     score = Counting()
-    texts = ["one", "three", "", "one", "\ud800", "\udfff", "a\x00b", "a"]
-    expected = [0.03, 0.05, 0.0, 0.03, 0.01, 0.01, 0.03, 0.01]
+    texts = ["one", "three", "", "one", "a\x00b", "a"]
+    expected = [0.03, 0.05, 0.0, 0.03, 0.03, 0.01]
     np.testing.assert_allclose(cached(score, tmp_path / "new")(texts), expected)
-    assert score.asked == ["one", "three", "?", "a\x00b", "a"]
+    assert score.asked == ["one", "three", "a\x00b", "a"]
     again = cached(score, tmp_path / "new")([*texts[::-1], "seven"])
     np.testing.assert_allclose(again, [*expected[::-1], 0.05])
-    assert score.asked[5:] == ["seven"]
+    assert score.asked[4:] == ["seven"]
     cached(score, tmp_path / "new", version="2")(["one"])
-    assert score.asked[6:] == ["one"]
+    assert score.asked[5:] == ["one"]
 
 
 def test_the_cache_holds_no_text(tmp_path):
@@ -239,19 +251,64 @@ def test_a_cache_that_cannot_be_used_is_named_before_a_model_is_loaded(tmp_path)
 
 
 def test_scores_that_are_no_numbers_are_refused_and_not_kept(tmp_path):
-    broken = cached(lambda texts: np.array([0.5, np.nan]), tmp_path)
-    with pytest.raises(ScorerError, match="gave 1 of 2 texts a score that is not a number"):
-        broken(["a", "b"])
+    score_of = {"a": 0.5, "b": np.nan, "c": np.inf, "d": 1.5}
+    broken = cached(lambda texts: np.array([score_of[text] for text in texts]), tmp_path)
+    with pytest.raises(ScorerError, match="cannot score item 1: its score is nan; the weights may"):
+        broken(list(score_of))
+    scores, faults = broken.scored(list(score_of))
+    np.testing.assert_array_equal(scores, [0.5, np.nan, np.nan, 1.0])
+    assert list(faults) == [1, 2] and "its score is inf" in faults[2]
     with sqlite3.connect(tmp_path / "scores.sqlite") as connection:
-        assert connection.execute("SELECT count(*) FROM scores").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM scores").fetchone() == (2,)
+
+
+BAD = ["good", None, "half \ud800", 7, "", "good", "\udc80", np.nan]
+
+
+def test_what_is_no_text_is_set_aside_and_the_rest_is_scored(scorer):
+    expected = scorer(["good", ""])
+    scores, faults = scorer.scored(BAD)
+    np.testing.assert_array_equal(scores[[0, 4, 5]], [expected[0], 0.0, expected[0]])
+    assert np.isnan(np.delete(scores, [0, 4, 5])).all()
+    assert {row: reason.split(",")[0] for row, reason in faults.items()} == {
+        1: "must be a str",
+        2: "holds half a surrogate pair at character 5",
+        3: "must be a str",
+        6: "holds half a surrogate pair at character 0",
+        7: "must be a str",
+    }
+    said = "5 of 8 texts set aside, such as 1: must be a str, got NoneType .scored by"
+    with pytest.warns(UserWarning, match=said):
+        np.testing.assert_array_equal(scorer(BAD, set_aside=True), scores)
+    with pytest.raises(ScorerError, match="cannot score item 1: holds half a surrogate pair"):
+        scorer(["good", "half \ud800"])
+
+
+def test_a_fault_is_found_before_anything_is_scored():
+    score = Counting()
+    with pytest.raises(TypeError, match="cannot score item 1"):
+        Scorer("counting", "1", score)(BAD)
+    assert score.asked == []
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pd.Series(["a", "dropped", "ccc"], index=[7, 8, 9]).drop(8),
+        np.array(["a", "ccc"]),
+        (text for text in ("a", "ccc")),
+    ],
+    ids=["Series", "array", "generator"],
+)
+def test_any_sequence_is_a_list_of_texts(texts):
+    scores, faults = Scorer("counting", "1", Counting()).scored(texts)
+    np.testing.assert_array_equal(scores, [0.01, 0.03])
+    assert faults == {}
 
 
 def test_load_scorer_caches_a_real_scorer(tmp_path, monkeypatch):
-    first = load_scorer("profanity-check", cache=tmp_path)
-    expected = first(TEXTS)
-    # Nothing that could score: it would fail if it were asked.
-    unable = Scorer(first.name, first.version, None)
-    monkeypatch.setattr(scorers, "_profanity_check", lambda: unable)
+    expected = load_scorer("profanity-check", cache=tmp_path)(TEXTS)
+    monkeypatch.setattr(scorers, "predict_prob", None)  # it would fail if it were asked
     np.testing.assert_array_equal(load_scorer("profanity-check", cache=tmp_path)(TEXTS), expected)
 
 
@@ -312,20 +369,63 @@ def test_other_weights_or_another_label_are_another_version(classifier):
     assert len(versions | {load_scorer(name).version}) == 3
 
 
-@pytest.mark.parametrize("pad", [True, False])
-def test_a_decoder_as_classifier_does_not_depend_on_the_batch(encoder, tmp_path, pad):
-    config = GPT2Config(
-        vocab_size=30522, n_embd=16, n_layer=1, n_head=2, n_positions=64,
-        id2label={0: "ok", 1: "toxic"}, label2id={"ok": 0, "toxic": 1},
-    )  # fmt: skip
-    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(encoder, padding_side="left")
-    if not pad:
-        tokenizer.pad_token = None
+@pytest.mark.parametrize(
+    ("of_tokenizer", "of_config"), [("<pad>", None), (None, None), ("<pad>", 0), ("<pad>", 1)]
+)
+def test_a_decoder_as_classifier_reads_the_last_token_of_every_text(
+    tmp_path, of_tokenizer, of_config
+):
+    torch.manual_seed(0)
+    model = GPT2ForSequenceClassification(GPT2Config(pad_token_id=of_config, **SMALL)).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = tiny_lm()[1]
+    tokenizer.padding_side, tokenizer.pad_token = "left", of_tokenizer
     tokenizer.save_pretrained(tmp_path)
-    score = load_scorer(f"hf:{tmp_path}", device="cpu")
-    alone = [score([text])[0] for text in TEXTS]
-    np.testing.assert_allclose(score(TEXTS), alone, atol=1e-6, rtol=0)
+    texts = ["he sees it", "the cat and the dog", "she", "a bird likes the tree or the house"]
+    expected = []
+    for text in texts:
+        with torch.no_grad():
+            ids = tokenizer(text, return_tensors="pt").input_ids
+            logits = model.score(model.transformer(ids).last_hidden_state[0, -1])
+        expected.append(logits.softmax(-1)[1].item())
+    scores = load_scorer(f"hf:{tmp_path}", device="cpu")(texts)
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    assert np.ptp(scores) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        (BertConfig(max_position_embeddings=10, **SMALL), BertForSequenceClassification),
+        (
+            # Positions begin behind the pad token's, so that 10 are left.
+            RobertaConfig(max_position_embeddings=12, pad_token_id=1, **SMALL),
+            RobertaForSequenceClassification,
+        ),
+        (
+            GPT2Config(n_positions=10, **SMALL),
+            GPT2ForSequenceClassification,
+        ),
+    ],
+    ids=["bert", "roberta", "gpt2"],
+)
+def test_a_text_is_cut_where_the_model_can_take_no_more(tmp_path, config, model):
+    torch.manual_seed(0)
+    classifier = model(config).eval()
+    classifier.save_pretrained(tmp_path)
+    tokenizer = tiny_lm()[1]
+    tokenizer.save_pretrained(tmp_path)
+    words = (WORDS * 2)[:20]
+    texts = [" ".join(words[:n]) for n in (9, 10, 11, 20)]
+    scores = load_scorer(f"hf:{tmp_path}", device="cpu")(texts)
+    with torch.no_grad():
+        expected = [
+            classifier(tokenizer(text, return_tensors="pt").input_ids[:, :10]).logits.softmax(-1)
+            for text in texts
+        ]
+    np.testing.assert_allclose(scores, [row[0, 1] for row in expected], atol=1e-6)
+    np.testing.assert_allclose(scores[2:], scores[1], atol=1e-6)
+    assert abs(scores[0] - scores[1]) > 1e-4
 
 
 def test_classifiers_that_are_unclear_or_none_are_refused(classifier, encoder, tmp_path):
@@ -447,7 +547,7 @@ def test_perspective_is_asked_no_faster_than_the_quota_allows(perspective):
     perspective.scorer(queries_per_second=0.5)(["a", "b", "c"])
     assert len(perspective.waits) == 2
     assert all(1.5 < wait <= 2 for wait in perspective.waits)
-    with pytest.raises(ValueError, match="queries_per_second is 0, but must be above 0"):
+    with pytest.raises(ValueError, match="queries_per_second must be a finite number above 0, got"):
         perspective.scorer(queries_per_second=0)
 
 
@@ -485,10 +585,33 @@ def test_an_unreachable_perspective_says_so_without_the_key(perspective):
 )
 def test_a_text_that_perspective_refuses_is_named_by_its_place(perspective, kind, message):
     perspective.answers = [(200, None), refusal(kind)]
-    with pytest.raises(ScorerError, match=f"'perspective' refuses item 2: .*{message}") as error:
+    with pytest.raises(ScorerError, match=f"cannot score item 2: .*{message}") as error:
         perspective.scorer()(["first", "first", "second"])
     shown = "".join(traceback.format_exception(error.value))
     assert "the text" not in shown and "'second', " not in shown
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_text_that_perspective_refuses_does_not_cost_the_others_their_scores(
+    perspective, tmp_path, kept
+):
+    score = perspective.scorer()
+    if kept:
+        score = replace(score, _cache=scorers._Cache(tmp_path))
+    perspective.answers = [(200, None), refusal("COMMENT_EMPTY"), (200, None)]
+    texts = ["one", "\u200b", "three", "\u200b", "half \ud800"]
+    with pytest.warns(UserWarning, match="3 of 5 texts set aside, such as 1: it counts as empty"):
+        scores = score(texts, set_aside=True)
+    np.testing.assert_array_equal(scores, [0.03, np.nan, 0.05, np.nan, np.nan])
+    asked = [body["comment"]["text"] for _, body, _ in perspective.requests]
+    assert asked == ["one", "\u200b", "three"]
+
+
+def test_a_refusal_that_stops_the_run_costs_no_more_requests(perspective):
+    perspective.answers = [refusal("COMMENT_EMPTY")]
+    with pytest.raises(ScorerError, match="cannot score item 0: it counts as empty"):
+        perspective.scorer()(["\u200b", "one"])
+    assert len(perspective.requests) == 1
 
 
 @pytest.mark.parametrize(

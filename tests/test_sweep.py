@@ -473,6 +473,7 @@ def test_names_are_short_and_tell_cells_apart():
         (["BETA=0,high"], "BETA must be of type float"),
         (["SEED=1,[2]"], "SEED must be of type int"),
         (["BETA="], "BETA needs at least one value"),
+        (["BETA=1,,2"], "BETA needs at least one value, and none empty, such as [1.0]; got ['1', "),
         ([], "a sweep needs the values of at least one parameter"),
         (["BETA=1", "NOTEBOOK=07_no"], "unknown notebook '07_no'; known are 01_first, 02_second"),
         (["BETA=1", "PROFILE=huge"], "unknown profile 'huge'; known are laptop, smoke"),
@@ -504,8 +505,13 @@ def test_without_ray_it_is_said_how_to_install_it(project, monkeypatch):
     [
         ({"notebook": "01_first"}, "must say notebook: and grid:"),
         ({"grid": {"beta": [1]}, "job": 2}, "unknown 'job' in"),
-        ({"notebook": "01_first", "grid": {"seed": [[1]]}}, "SEED must be of type int; got [1]"),
+        (
+            {"notebook": "01_first", "grid": {"seed": [[1]]}},
+            "SEED must be of type int, such as 0; got ['1']",
+        ),
         ({"notebook": "01_first", "grid": {"beta": []}}, "BETA needs at least one value"),
+        ({"grid": {"beta": [1]}, "table": ["x"]}, "table in "),
+        ({"grid": {"beta": [{"a": 1}]}, "notebook": "01_first"}, "BETA needs at least one value"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused(project, said, message):

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
@@ -54,6 +55,15 @@ def test_what_cannot_be_drawn_leaves_the_table(project):
     missing = sweep.Sweep(**{**vars(settled), "table": "other.csv"})
     assert sweep_table.conclude(missing, done) == "there is no other.csv in runs/sweep-x/beta=1"
     assert not (settled.folder / "sweep.png").exists()
+
+
+def test_a_table_is_collected_as_it_was_written(project):
+    numbers = [0.1 + 0.2, 1e-300, np.pi, 1 / 3]
+    written = {"method": ["null", "NA", "None", "plain"], "seconds": numbers, "gap": np.nan}
+    settled, (cell,) = finished(project, **written)
+    table, _ = sweep_table.collect({cell: settled.cells[cell]}, settled.folder, "cost.csv")
+    assert table["method"].tolist() == written["method"]
+    assert table["seconds"].tolist() == numbers and table["gap"].isna().all()
 
 
 def test_a_table_without_toxicity_is_drawn_by_its_first_metric(project, capsys):

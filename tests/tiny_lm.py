@@ -39,4 +39,5 @@ def tiny_lm():
 def tiny_boundary():
     normal = np.random.default_rng(0).normal(size=32).astype(np.float32)
     normal /= np.linalg.norm(normal)
-    return sl.Boundary(normal, np.zeros(32, np.float32), 1.0, 1.0, 1, "mean", "tiny")
+    boundary = sl.Boundary(normal, np.zeros(32, np.float32), 1.0, 1.0, 1, "mean", "tiny")
+    return boundary.of(tiny_lm()[0])  # known by its hidden states, as a fitted one is
