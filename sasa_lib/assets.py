@@ -8,7 +8,6 @@ installed; only the named members are kept, and only if their SHA-256 is the exp
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 import shutil
 import subprocess
@@ -18,9 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 
 from filelock import FileLock
 
@@ -191,16 +188,6 @@ def fetch(name: str) -> Path:
         if folder:
             _download(name, folder)
     return target
-
-
-def provenance(*modules: ModuleType) -> dict[str, str]:
-    """Return what computed a result: library versions and a SHA-256 of the modules' source.
-
-    Part of the key of everything that is kept, so that what older code computed is not read.
-    """
-    source = "".join(inspect.getsource(module) for module in modules)
-    versions = {name: version(name) for name in ("sasa-lib", "torch", "transformers")}
-    return versions | {"source": hashlib.sha256(source.encode()).hexdigest()}
 
 
 @contextmanager

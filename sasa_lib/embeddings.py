@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ POOLINGS = ("last", "mean")
 PROBE_TOKENS = 8  # by which a model is known again: hardly more than one to read
 # Part of its states by which the same weights may be off: in float32 elsewhere, in another dtype.
 SAME_WEIGHTS, OTHER_DTYPE = 1e-3, 0.1
+SAME_READING = 1e-2  # and a text's in a batch
 PART = 512  # texts whose embeddings are kept together in one file
 
 
@@ -96,6 +98,7 @@ def extract(
     check_choice("pooling", pooling, POOLINGS)
     model = language_model(model)
     layers = [check_layer(model, layer) for layer in layers]
+    check_reading(model, layers)
     found, faults = _readable(model, tokenizer, corpus)
     if faults and not (set_aside and found):
         raise first_fault(faults)
@@ -168,6 +171,7 @@ def token_states(
     """
     model = language_model(model)
     layer = check_layer(model, layer)
+    check_reading(model, [layer])
     texts = tokenised(model, tokenizer, corpus)
     for rows in _buckets([len(text.tokens) for text in texts], batch_tokens):
         hidden = hidden_states(model, [texts[i].tokens for i in rows], [layer])
@@ -400,6 +404,10 @@ def hidden_states(
             hook.remove()
     size = text_config(model).hidden_size
     for layer, states in found.items():
+        if states.shape[:2] != ids.shape:
+            raise ValueError(
+                f"{type(model).__name__} reads positions of its own beside those of the text"
+            )
         if states.shape[2:] != (size,):
             raise ValueError(
                 f"layer {layer} of {model.name_or_path} has states of shape "
@@ -412,6 +420,30 @@ def hidden_states(
             "model with dtype='float32' or 'bfloat16'; float16 overflows easily"
         )
     return states
+
+
+def check_reading(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Raise ValueError unless a text has the same states alone and beside a longer one.
+
+    Compared are a few tokens, once for every model and choice of layers.
+    """
+    model = language_model(model)
+    if tuple(layers) in _READ.setdefault(model, set()):
+        return
+    size = model.get_input_embeddings().weight.shape[0] - 1
+    short = [i * size // 11 for i in (4, 5, 6, 7, 9)]
+    alone = hidden_states(model, [short], layers)[0]
+    beside = hidden_states(model, [short, [*short, short[0], short[2]]], layers)[0, :, : len(short)]
+    alone, beside = alone.float().cpu(), beside.float().cpu()
+    allowed = SAME_READING if model.dtype == torch.float32 else OTHER_DTYPE
+    if not (alone - beside).norm() <= allowed * alone.norm():
+        raise ValueError(
+            f"the hidden states of {type(model).__name__} depend on what else is in the batch"
+        )
+    _READ[model].add(tuple(layers))
+
+
+_READ: WeakKeyDictionary[PreTrainedModel, set[tuple[int, ...]]] = WeakKeyDictionary()
 
 
 def probe_states(model: PreTrainedModel, layer: int) -> np.ndarray:

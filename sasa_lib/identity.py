@@ -41,7 +41,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Hooks and forwards of these only move tensors between devices or look at them.
 LIBRARIES = ("transformers.", "accelerate.", "peft.", "torch.", "sasa_lib.")
 _PROCESS = uuid4().hex
-_UNKNOWN: list[object] = []  # hooks that nothing tells from others
+_UNKNOWN: list[object] = []  # functions and objects that nothing tells from others
 
 
 def depends_on(kind: str, **facts: object) -> dict[str, object]:
@@ -68,12 +68,8 @@ def described(value: object) -> object:
     """Describe a value by all that it does to a result, in what JSON can hold.
 
     Models and tokenizers by their digests, what has a `describe` method by its class and that,
-    dataclasses by their fields, and functions by their code and what it refers to.
-
-    Raises
-    ------
-    ValueError
-        There is no telling two such values apart.
+    dataclasses by their fields, and functions by their code and what it refers to. Where nothing
+    tells a value from others, with a warning, by what no other process has.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -105,10 +101,15 @@ def described(value: object) -> object:
     try:
         return Hasher.hash(value)
     except Exception as error:  # whatever a class may do when it is pickled
-        raise ValueError(
-            f"of type {type(value).__qualname__} cannot be told from others ({first_line(error)}): "
-            "give it a method describe() that returns its parameters"
-        ) from error
+        if not any(value is known for known in _UNKNOWN):
+            _UNKNOWN.append(value)
+            warnings.warn(
+                f"{type(value).__qualname__} {getattr(value, '__qualname__', '')} cannot be told "
+                f"from others ({first_line(error)}), so nothing that is kept with it is found "
+                "again by another process: give it a method describe() that returns its parameters",
+                stacklevel=2,
+            )
+        return f"{_PROCESS} {next(i for i, known in enumerate(_UNKNOWN) if known is value)}"
 
 
 def generation_settings(model: PreTrainedModel) -> dict[str, object]:
@@ -132,7 +133,7 @@ def model_digest(model: nn.Module) -> str:
     Raises
     ------
     ValueError
-        A weight that is not in memory, or a hook that cannot be told from another.
+        A weight that is not in memory.
     """
     model = language_model(model)
     digest = hashlib.sha256(f"{type(model).__qualname__} {model.training}".encode())
@@ -261,7 +262,7 @@ def _hooks(module: nn.Module) -> list[str]:
     hooks = [hook for name in HOOKS for hook in getattr(module, name).values()]
     if "forward" in vars(module):
         hooks.append(vars(module)["forward"])
-    return [_hook_digest(hook) for hook in hooks if not _home(hook).startswith(LIBRARIES)]
+    return [str(described(hook)) for hook in hooks if not _home(hook).startswith(LIBRARIES)]
 
 
 def _home(function: object) -> str:
@@ -271,20 +272,6 @@ def _home(function: object) -> str:
     function = getattr(function, "__func__", function)
     names = getattr(function, "__globals__", None)
     return names["__name__"] if names else type(function).__module__
-
-
-def _hook_digest(hook: object) -> str:
-    try:
-        return str(described(hook))
-    except ValueError as error:
-        if hook not in _UNKNOWN:
-            _UNKNOWN.append(hook)
-            warnings.warn(
-                f"a hook of the model {first_line(error)}; until then nothing that is kept with it "
-                "is found again by another process",
-                stacklevel=2,
-            )
-        return f"{_PROCESS} {_UNKNOWN.index(hook)}"
 
 
 def _plain_name(name: str) -> str:

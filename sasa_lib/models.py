@@ -151,7 +151,8 @@ def context_length(model: torch.nn.Module) -> float:
 def body(model: PreTrainedModel) -> PreTrainedModel:
     """Return the part of a model below its head, from token ids to `last_hidden_state`."""
     inner = getattr(model, "language_model", None)
-    for part in (model.get_decoder(), getattr(inner, "model", None)):
+    parts = model.get_decoder(), model.base_model, getattr(model, "model", None)
+    for part in (*parts, getattr(inner, "model", None)):
         if isinstance(part, PreTrainedModel) and part.get_output_embeddings() is None:
             return part
     return model.base_model
@@ -167,7 +168,7 @@ def reading(
     device = part.device
     inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "use_cache": False}
     if "position_ids" in inspect.signature(part.forward).parameters:
-        inputs["position_ids"] = torch.arange(ids.shape[1], device=device)[None]
+        inputs["position_ids"] = torch.arange(ids.shape[1], device=device).expand(ids.shape)
     return inputs
 
 

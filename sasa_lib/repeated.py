@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from sasa_lib.checks import first_line
-from sasa_lib.embeddings import hidden_states
+from sasa_lib.embeddings import check_reading, hidden_states
 from sasa_lib.models import blocks, body, text_config
 from sasa_lib.phrases import EVERYTHING, WINDOWED, Draw, Hidden, Phrases
 
@@ -214,6 +214,7 @@ def _fault(model: PreTrainedModel, layers: Sequence[int], way: partial) -> str |
     try:
         expected = _steps(model, layers, RepeatedPhrases(model, layers, cached=False))
         found = _steps(model, layers, way())
+        check_reading(model, layers)
         alone = _last_states(model, layers)
     except ValueError as error:
         return first_line(error)

@@ -16,7 +16,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib.checks import as_list, check_count, check_number, first_line, text_fault
-from sasa_lib.decoding import Decoder
 from sasa_lib.models import context_length, language_model
 from sasa_lib.tokens import continuation_texts, prompt_ids, too_long
 
@@ -260,8 +259,11 @@ def _continuations(
 
 
 def is_keyed(custom_generate: Callable | None) -> bool:
-    """Whether a method draws with noise of its own, whatever else is in the batch."""
-    return isinstance(custom_generate, Decoder) and custom_generate.is_keyed
+    """Whether a method draws with noise of its own, whatever else is in the batch.
+
+    A function says so by an attribute `is_keyed`, as a `Decoder` does.
+    """
+    return bool(getattr(custom_generate, "is_keyed", False))
 
 
 def _seed(seed: int, prompt: str | None) -> None:

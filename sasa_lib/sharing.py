@@ -18,6 +18,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from sasa_lib.checks import first_line
+
 if TYPE_CHECKING:
     from sasa_lib.boundary import Boundary
 
@@ -165,7 +167,7 @@ def push(
                 repo_id=repo_id, folder_path=temporary, commit_message=commit_message
             )
     except (OSError, ValueError, HTTPError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise ValueError(f"cannot push the boundary to {repo_id!r} ({reason})") from error
     return commit.commit_url
 
@@ -184,7 +186,7 @@ def locate(name: str | Path, *, revision: str | None, token: str | None) -> Path
             raise ValueError(f"the repository {str(name)!r} has no {FILE}") from error
         raise ValueError(
             f"cannot load boundary {str(name)!r}: it is neither a folder nor a repository "
-            f"reachable on the hub ({_first_line(error)})"
+            f"reachable on the hub ({first_line(error)})"
         ) from error
 
 
@@ -217,7 +219,3 @@ def _told(metadata: dict[str, Any]) -> dict[str, str]:
                 f"AUC {row['auc']:.3f}, standard error {row['standard_error']:.3f}"
             )
     return told
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 import sasa_lib as sl
-from sasa_lib import phrases
+from sasa_lib import repeated
 from sasa_lib.embeddings import _buckets, tokenised
 from sasa_lib.models import EMBEDDED
 
@@ -104,8 +104,8 @@ def decoders(model: object, tokenizer: object) -> dict[str, Callable | None]:
 class Naive(sl.SASA):
     """Every candidate in a copy of the whole phrase and its cache, as a beam search would."""
 
-    def _phrases(self, model: object) -> phrases.RepeatedPhrases:
-        return phrases.RepeatedPhrases(model, [boundary.layer for boundary, _ in self.pairs])
+    def _phrases(self, model: object, inputs: object = None) -> repeated.RepeatedPhrases:
+        return repeated.RepeatedPhrases(model, [boundary.layer for boundary, _ in self.pairs])
 
 
 def run(

@@ -16,7 +16,7 @@ import torch
 from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
-from sasa_lib import models, phrases
+from sasa_lib import models, phrases, repeated
 from sasa_lib.decoding import FEW_TOKENS
 from sasa_lib.embeddings import check_layer
 
@@ -77,7 +77,7 @@ def size_of(model: PreTrainedModel, layer: float, layers: tuple[float, ...] = (-
         item=model.dtype.itemsize,  # bytes of a number
         layer=index,
         stop=phrases.Phrases(model, [index]).narrows_at,  # up to here candidates are computed
-        obstacle=phrases.obstacle(model),
+        obstacle=repeated.obstacle(model),
         extracted=[check_layer(model, extracted) for extracted in layers],
     )
 

@@ -361,7 +361,9 @@ def test_bad_parameters_are_refused_at_once(smollm2, texts):
     with pytest.raises(ValueError, match="held_out must be a finite number above 0"):
         train_reward(model, tokenizer, texts, held_out=1.0)
     ids = torch.tensor([[5, 9]])
-    with pytest.raises(ValueError, match="RAD samples: leave num_beams at 1"):
+    with pytest.raises(
+        ValueError, match="RAD samples; it does not search beams: leave num_beams at 1"
+    ):
         model.generate(ids, custom_generate=RAD(reward, tokenizer, 1.0), num_beams=2)
 
 

@@ -13,7 +13,7 @@ import sasa_lib as sl
 from sasa_lib import budget
 
 PROMPTS = ["the cat", "she sees a dog", "it", "he likes the bird", "a tree or", "the dog and"]
-SAMPLING = sl.runs.Sampling(generations=12, max_new_tokens=8, seed=3)
+SAMPLING = sl.runs.Sampling(generations=12, max_new_tokens=8, seed=4)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("budgets")
 
 
-def sasa(beta=20.0, **options):
-    return sl.SASA(tiny_boundary(), beta=beta, seed=3, **options)
+def sasa(beta=30.0, **options):
+    return sl.SASA(tiny_boundary(), beta=beta, seed=4, **options)
 
 
 def calibrate(tiny, folder, target, steered=None, **options):
@@ -199,9 +199,9 @@ def test_where_no_budget_or_no_text_is_found_that_is_said(response):
         ({"target": float("nan")}, "above 1, got nan"),
         ({"target": float("inf")}, "above 1, got inf"),
         ({"prompts": []}, "at least one prompt"),
-        ({"prompts": "the cat"}, "at least one prompt"),
+        ({"prompts": "the cat"}, "expected a list of prompts"),
         ({"steered": sl.SASA(tiny_boundary(), beta=1.0)}, r"needs a seed, SASA\(..., seed=0\)"),
-        ({"tolerance": -0.1}, "tolerance must be a number of at least 0, got -0.1"),
+        ({"tolerance": -0.1}, "tolerance must be a finite number of at least 0, got -0.1"),
         ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ({"judge": "model"}, "give judge and judge_tokenizer both, or neither"),
     ],

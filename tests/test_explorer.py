@@ -286,13 +286,16 @@ def test_the_widget_has_a_still_twin(explorer):
     [
         ({"prompt": " \n"}, "the prompt is empty"),
         ({"prompt": "cat " * 62}, "the prompt has 62 tokens, and with 4 more"),
-        ({"beta": -1.0}, "beta must be a number of at least 0, got -1.0"),
-        ({"beta": float("nan")}, "beta must be a number of at least 0"),
+        ({"beta": -1.0}, "beta must be a finite number of at least 0, got -1.0"),
+        ({"beta": float("nan")}, "beta must be a finite number of at least 0"),
         ({"form": "<b>"}, "unknown form &#x27;&lt;b&gt;&#x27;"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"boundaries": {"x": replace(tiny_boundary(), model="another")}}, "fitted on"),
+        (
+            {"boundaries": {"x": replace(tiny_boundary(), states=-tiny_boundary().states)}},
+            "fitted on",
+        ),
     ],
 )
 def test_what_does_not_fit_is_answered_in_a_sentence(tiny, given, said):

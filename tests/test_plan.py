@@ -79,6 +79,8 @@ def test_flops_of_sasa_are_those_of_its_decoder(llama):
         ("plain", plan.sl.decoding.PlainSampling(seed=0)),
         ("sasa", plan.sl.SASA(boundary, beta=1.0, seed=0)),
     ):
+        # Once a model SASA looks which way of decoding is right for it.
+        llama.generate(torch.arange(10, 12)[None], custom_generate=decoder, max_new_tokens=1)
         with FlopCounterMode(display=False) as counter:
             llama.generate(
                 torch.arange(10, 17)[None], attention_mask=torch.ones(1, 7).long(),
@@ -152,7 +154,7 @@ def test_what_is_wrong_is_said_in_a_sentence(capsys, tmp_path):
         ("PROMPTS=jokes", r"unknown prompt set 'jokes'; known are"),
         ("SUBSET=easy", r"rtp has no subset 'easy'; known are toxic"),
         ("SCORERS=minilmm", r"unknown scorer 'minilmm'"),
-        ("TOP_P=2", r"top_p must lie in"),
+        ("TOP_P=2", r"top_p must be a finite number above 0 and at most 1"),
         ("N_PROMPTS=0", r"n_prompts must be at least 1"),
         ("DTYPE=float64", r"no GPU's speed is known for dtype 'float64'"),
         (f"PROMPTS_PATH={file}", r"this is not RealToxicityPrompts .*: it has no column 'prompt'"),
