@@ -23,6 +23,7 @@ from sasa_lib.corpora import load_corpus, load_prompts
 from sasa_lib.decoding import SASA, SASALogitsProcessor
 from sasa_lib.models import load_lm
 from sasa_lib.scorers import load_scorer, mask_text
+from sasa_lib.tokens import continuations
 
 __all__ = [
     "SASA",
@@ -34,6 +35,7 @@ __all__ = [
     "baselines",
     "boundary",
     "budget",
+    "continuations",
     "corpora",
     "decoding",
     "embeddings",

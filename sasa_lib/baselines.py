@@ -48,10 +48,11 @@ from sasa_lib.checks import (
     check_texts,
     to_json,
 )
-from sasa_lib.corpora import labelled
+from sasa_lib.corpora import fingerprint, labelled
 from sasa_lib.decoding import Decoder, further_inputs
 from sasa_lib.embeddings import check_states, hidden_states, probe_states, token_states, tokenised
 from sasa_lib.formats import read_table
+from sasa_lib.identity import depends_on, key
 from sasa_lib.models import language_model, text_config
 from sasa_lib.noise import keyed_draw
 from sasa_lib.phrases import Phrases
@@ -405,6 +406,7 @@ def train_reward(
     alphas: Sequence[float] = (1.0, 10.0, 100.0, 1000.0, 10000.0),
     held_out: float = 0.2,
     seed: int = 0,
+    folder: str | Path | None = None,
 ) -> RewardModel:
     """Train a reward head on a frozen language model, on what a boundary is fitted on.
 
@@ -426,6 +428,8 @@ def train_reward(
     held_out : float
         Share of the texts that chooses, in (0, 1).
     seed : int
+    folder : str or Path, optional
+        Keep the head here: the next training of the same model on the same texts reads it.
 
     Returns
     -------
@@ -434,7 +438,16 @@ def train_reward(
     """
     model = language_model(model)
     corpus, _ = labelled(corpus, attribute)
-    check_number("held_out", held_out, above=0, most=0.99)
+    held_out = check_number("held_out", held_out, above=0, most=0.99)
+    seed = check_count("seed", seed, 0)
+    if folder is not None:
+        facts = depends_on(
+            "reward", model=model, tokenizer=tokenizer, held_out=held_out, seed=seed,
+            texts=fingerprint(corpus, attribute), alphas=as_list(alphas, "penalties"),
+        )  # fmt: skip
+        kept = Path(folder) / f"reward-{key(facts)}.safetensors"
+        if kept.exists():
+            return RewardModel.load(kept, model, tokenizer)
     start = time.perf_counter()
     rewards = 1 - np.array(corpus[attribute], dtype=np.float64)
     hidden, target, weight, row_of = [], [], [], []
@@ -462,9 +475,12 @@ def train_reward(
         "held_out_rmse": errors[best],
         "seconds": time.perf_counter() - start,
     }
-    return RewardModel(
+    reward = RewardModel(
         model, tokenizer, ridge.coef_.astype(np.float32), float(ridge.intercept_), facts
     )
+    if folder is not None:
+        reward.save(kept)
+    return reward
 
 
 def fine_tune_reward(

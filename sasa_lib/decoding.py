@@ -115,6 +115,8 @@ def further_inputs(
         name: value
         for name, value in model_kwargs.items()
         if name not in UNDERSTOOD and value is not None and value is not False
+        # Without an image, models that take some are passed an empty mapping.
+        if not (isinstance(value, Mapping) and not value)
     }
     positions = model_kwargs.get("position_ids")
     if positions is not None:

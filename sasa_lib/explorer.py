@@ -30,10 +30,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from sasa_lib.boundary import Boundary
+from sasa_lib.checks import check_count, check_number, text_fault
 from sasa_lib.decoding import FORMS, SASA
-from sasa_lib.models import text_config
 from sasa_lib.plots import NONTOXIC, SERIES, TOXIC
 from sasa_lib.scorers import mask_text
+from sasa_lib.tokens import prompt_ids, too_long
 
 LIMIT = 2.0  # standard deviations at which the colours end
 COLOURS = LinearSegmentedColormap.from_list("margin", [TOXIC, "#f4f4f4", NONTOXIC])
@@ -254,23 +255,17 @@ def explore(
     ValueError
         For every argument that does not fit, in one sentence, before anything is generated.
     """
-    if not prompt.strip():
-        raise ValueError("the prompt is empty: give the beginning of a text")
-    for name, value in (("top_k", top_k), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+    if fault := text_fault(prompt.strip() if isinstance(prompt, str) else prompt):
+        raise ValueError(f"the prompt {fault}: give the beginning of a text")
+    top_k, top_p = check_count("top_k", top_k), check_number("top_p", top_p, above=0, most=1)
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens)
     sasa = SASA(boundary, beta, form=form, seed=seed, record=True)
     boundary.check_model(model)
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    start = inputs["input_ids"].shape[1]
-    limit = getattr(text_config(model), "max_position_embeddings", None)
-    if limit and start + max_new_tokens > limit:
-        raise ValueError(
-            f"the prompt has {start} tokens, and with {max_new_tokens} more the model's limit of "
-            f"{limit} is passed: shorten it"
-        )
+    ids = torch.tensor(prompt_ids(tokenizer, [prompt]), device=model.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    start = ids.shape[1]
+    if fault := too_long(model, start, max_new_tokens, "prompt"):
+        raise ValueError(f"the prompt {fault}")
     settings = {"beta": float(beta), "form": form, "top_k": top_k, "top_p": float(top_p)}
     settings |= {"seed": seed, "boundary at layer": boundary.layer}
 

@@ -10,15 +10,21 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+)
 from uuid import uuid4
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets.fingerprint import Hasher
 from torch import nn
@@ -28,7 +34,7 @@ from sasa_lib.checks import first_line, to_json
 from sasa_lib.models import language_model
 
 # Raise a number when what is kept under it would come out otherwise.
-FORMATS = {"run": 2, "embedding": 2, "judgement": 2, "scorer": 2}
+FORMATS = {"run": 2, "embedding": 2, "judgement": 2, "reward": 2}
 CHUNK = 1 << 16  # numbers of 8 bytes; fits a core's cache
 # Of a configuration: where it came from, and what only callers read.
 NOT_ACTING = {
@@ -49,7 +55,7 @@ def depends_on(kind: str, **facts: object) -> dict[str, object]:
 
     Parameters
     ----------
-    kind : {"run", "embedding", "judgement", "scorer"}
+    kind : {"run", "embedding", "judgement", "reward"}
     **facts
         Whatever else shapes it: models, tokenizers, methods, settings; see `described`.
     """
@@ -64,21 +70,33 @@ def key(facts: object, length: int = 16) -> str:
     return hashlib.sha256(to_json(facts).encode()).hexdigest()[:length]
 
 
-def described(value: object) -> object:
+def described(value: object, inside: tuple[int, ...] = ()) -> object:
     """Describe a value by all that it does to a result, in what JSON can hold.
 
     Models and tokenizers by their digests, what has a `describe` method by its class and that,
-    dataclasses by their fields, and functions by their code and what it refers to. Where nothing
-    tells a value from others, with a warning, by what no other process has.
+    functions by their code and everything that it refers to, other objects by their class and
+    attributes. Where nothing tells a value from others, with a warning, by what no other process
+    has. `inside` are the ids of the values that hold this one.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, torch.dtype | torch.device | Path):
+    if isinstance(value, torch.dtype | torch.device | Path | bytes):
         return str(value)
-    if isinstance(value, np.ndarray):
-        return hashlib.sha256(str(value.dtype).encode() + value.tobytes()).hexdigest()
+    if isinstance(value, type | ModuleType | BuiltinFunctionType):
+        name = getattr(value, "__qualname__", value.__name__)
+        return f"{getattr(value, '__module__', '')} {name}"
+    if id(value) in inside:
+        return "itself"
+    inside = (*inside, id(value))
+
+    def each(items: Iterable[object]) -> list[object]:
+        return [described(item, inside) for item in items]
+
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        facts = f"{value.dtype} {value.shape} ".encode()
+        return hashlib.sha256(facts + value.tobytes()).hexdigest()
     if isinstance(value, torch.Tensor):
         return tensor_digest(value)
     if isinstance(value, nn.Module):
@@ -86,30 +104,69 @@ def described(value: object) -> object:
     if isinstance(value, PreTrainedTokenizerBase):
         return tokenizer_digest(value)
     if isinstance(value, Mapping):
-        return {str(name): described(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [described(item) for item in value]
+        return {str(name): described(item, inside) for name, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return each(value)
     if isinstance(value, set | frozenset):
-        return sorted(map(to_json, map(described, value)))
-    if hasattr(value, "describe") and not isinstance(value, pd.DataFrame | pd.Series):
-        return [type(value).__qualname__, described(value.describe())]
-    if hasattr(value, "fingerprint"):
-        return value.fingerprint()
-    if is_dataclass(value):
-        facts = {field.name: described(getattr(value, field.name)) for field in fields(value)}
-        return [type(value).__qualname__, facts]
+        return sorted(map(to_json, each(value)))
+    if isinstance(value, FunctionType):
+        return _function(value, inside)
+    if isinstance(value, MethodType):
+        return each([value.__func__, value.__self__])
+    if isinstance(value, partial):
+        return each([value.func, value.args, value.keywords])
+    kind = type(value)
+    if not kind.__module__.startswith("pandas"):
+        if hasattr(value, "describe"):
+            return [kind.__qualname__, described(value.describe(), inside)]
+        if hasattr(value, "fingerprint"):
+            return value.fingerprint()
+        if hasattr(value, "__dict__"):
+            call = vars(kind).get("__call__")  # the code of an object that is called
+            return [kind.__qualname__, *each([vars(value), call])]
     try:
         return Hasher.hash(value)
     except Exception as error:  # whatever a class may do when it is pickled
         if not any(value is known for known in _UNKNOWN):
             _UNKNOWN.append(value)
             warnings.warn(
-                f"{type(value).__qualname__} {getattr(value, '__qualname__', '')} cannot be told "
-                f"from others ({first_line(error)}), so nothing that is kept with it is found "
-                "again by another process: give it a method describe() that returns its parameters",
+                f"a {kind.__qualname__} cannot be told from others ({first_line(error)}), so "
+                "nothing that is kept with it is found again by another process: give it a method "
+                "describe() that returns its parameters",
                 stacklevel=2,
             )
         return f"{_PROCESS} {next(i for i, known in enumerate(_UNKNOWN) if known is value)}"
+
+
+def _function(function: FunctionType, inside: tuple[int, ...]) -> list[object]:
+    """Code of a function, and what it refers to: its defaults, closure and globals."""
+    names: set[str] = set()
+
+    def code_of(code: CodeType) -> list[object]:
+        names.update(code.co_names)
+        inner = [code_of(c) for c in code.co_consts if isinstance(c, CodeType)]
+        constants = [
+            sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c)
+            for c in code.co_consts
+            if not isinstance(c, CodeType)
+        ]
+        return [code.co_code.hex(), constants[1:] if function.__doc__ else constants, inner]
+
+    code = code_of(function.__code__)
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    found = {
+        name: function.__globals__[name] for name in sorted(names) if name in function.__globals__
+    }
+    refers = [function.__defaults__, function.__kwdefaults__, cells, found]
+    return [function.__qualname__, code, sorted(names), described(refers, inside)]
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:  # of a name that is bound later
+        return False
+    return True
 
 
 def generation_settings(model: PreTrainedModel) -> dict[str, object]:
@@ -195,6 +252,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         type(tokenizer).__qualname__,
         tokenizer.special_tokens_map,
         getattr(tokenizer, "clean_up_tokenization_spaces", None),
+        getattr(tokenizer, "split_special_tokens", None),
     ]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -216,7 +274,8 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor that acts: weights, buffers, and what quantised modules keep beside them."""
     changing = _recomputed(model)
     kept = dict(model.state_dict())
-    kept |= {name: buffer for name, buffer in model.named_buffers() if name not in changing}
+    buffers = model.named_buffers(remove_duplicate=False)
+    kept |= {name: buffer for name, buffer in buffers if name not in changing}
     for name, value in kept.items():
         values = value if isinstance(value, tuple | list) else [value]
         for i, item in enumerate(values):
@@ -242,27 +301,31 @@ def _adapters(place: str, module: nn.Module, silent: set[str]) -> list[object]:
     if "peft" not in sys.modules:
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
-    if not isinstance(module, BaseTunerLayer):
+    if not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
         return []
     acting = [] if module.disable_adapters else list(module.active_adapters)
     acting = [name for name in acting if name not in module.merged_adapters]
     facts: dict[str, object] = {}
     for attribute in (*module.adapter_layer_names, *module.other_param_names):
         held = getattr(module, attribute, None)
-        if isinstance(held, nn.ModuleDict | nn.ParameterDict):
+        if isinstance(held, nn.Module):
             silent.update(f"{place}.{attribute}.{name}" for name in held if name not in acting)
         elif isinstance(held, Mapping):
             facts[attribute] = {name: str(held[name]) for name in acting if name in held}
-    return [acting, to_json(facts)] if acting else []
+    # Merged and disabled, it is taken out again by the next forward pass.
+    undone = ["undone"] if module.disable_adapters and module.merged_adapters else []
+    return [acting, to_json(facts)] if acting else undone
 
 
 def _hooks(module: nn.Module) -> list[str]:
     """Digests of the hooks that a caller has set on a module, and of a forward put in its place."""
-    hooks = [hook for name in HOOKS for hook in getattr(module, name).values()]
+    hooks = [(name, hook) for name in HOOKS for hook in getattr(module, name).values()]
     if "forward" in vars(module):
-        hooks.append(vars(module)["forward"])
-    return [str(described(hook)) for hook in hooks if not _home(hook).startswith(LIBRARIES)]
+        hooks.append(("forward", vars(module)["forward"]))
+    own = [(name, hook) for name, hook in hooks if not _home(hook).startswith(LIBRARIES)]
+    return [f"{name} {described(hook)}" for name, hook in own]
 
 
 def _home(function: object) -> str:
@@ -276,4 +339,4 @@ def _home(function: object) -> str:
 
 def _plain_name(name: str) -> str:
     """Name that a weight has without adapters around it."""
-    return name.replace(".base_layer", "")
+    return name.replace(".base_layer", "").replace(".original_module", "")

@@ -158,15 +158,8 @@ def generate(
     if custom_generate is None:
         custom_generate = PlainSampling(sampling.seed)
     device = torch.device(pool.device) if pool else model.device
-    facts = depends_on(
-        "run",
-        model=model,
-        tokenizer=tokenizer,
-        generation=generation_settings(model),
-        sampling=asdict(sampling),
-        method=method,
-        decoder=custom_generate,
-        device=device.type,
+    facts = what_it_depends_on(
+        model, tokenizer, sampling, method=method, custom_generate=custom_generate, device=device
     )
     run = folder / f"{method}-{key(facts, 12)}"
     text = to_json({"model": model.name_or_path, "depends_on": facts})
@@ -208,13 +201,43 @@ def generate(
         if not table:
             return run
         rows = _rows(run, filter=ds.field("prompt").isin(list(tokens)))
-    good = [(row, prompt) for row, prompt in enumerate(prompts) if prompt in tokens]
+    good = [(row, prompt) for row, prompt in enumerate(prompts) if row not in faults]
     order = pd.DataFrame(good, columns=["prompt_id", "prompt"])
     rows = order.merge(rows, on="prompt").sort_values(
         ["prompt_id", "generation"], ignore_index=True
     )
     rows.attrs["run"] = str(run)
     return rows
+
+
+def what_it_depends_on(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: Sampling,
+    *,
+    method: str,
+    custom_generate: Callable | None,
+    device: torch.device,
+) -> dict[str, object]:
+    """Return all that shapes a run's texts but its prompts; a run's folder is named after it.
+
+    Parameters
+    ----------
+    model, tokenizer, sampling, method, custom_generate
+        As in `generate`.
+    device : torch.device
+        Where it is generated: floating-point numbers differ between kinds of devices.
+    """
+    return depends_on(
+        "run",
+        model=model,
+        tokenizer=tokenizer,
+        generation=generation_settings(model),
+        sampling=asdict(sampling),
+        method=method,
+        decoder=custom_generate,
+        device=device.type,
+    )
 
 
 def read(run: str | Path | UPath) -> pd.DataFrame:

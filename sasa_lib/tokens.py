@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib.checks import as_list, text_fault
@@ -94,6 +95,33 @@ def continuation_texts(
     return [
         whole[len(before) :] if whole.startswith(before) else text
         for whole, text in zip(wholes, alone, strict=True)
+    ]
+
+
+def continuations(
+    tokenizer: PreTrainedTokenizerBase, prompts: torch.Tensor, sequences: torch.Tensor
+) -> list[str]:
+    """Texts that `generate` has written behind its prompts.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+    prompts : torch.Tensor, shape [batch, length]
+        Token ids, padded on the left.
+    sequences : torch.Tensor, shape [batch * n, length + new]
+        What `generate` returned: n sequences of every prompt, one after the other.
+
+    Returns
+    -------
+    list of str, length batch * n
+    """
+    n, length = len(sequences) // len(prompts), prompts.shape[1]
+    return [
+        text
+        for row, prompt in enumerate(prompts.tolist())
+        for text in continuation_texts(
+            tokenizer, prompt, sequences[row * n : (row + 1) * n, length:].tolist()
+        )
     ]
 
 

@@ -285,13 +285,13 @@ def test_the_widget_has_a_still_twin(explorer):
     "given, said",
     [
         ({"prompt": " \n"}, "the prompt is empty"),
-        ({"prompt": "cat " * 62}, "the prompt has 62 tokens, and with 4 more"),
+        ({"prompt": "cat " * 62}, "the prompt has 62 tokens and 4 new ones exceed"),
         ({"beta": -1.0}, "beta must be a finite number of at least 0, got -1.0"),
         ({"beta": float("nan")}, "beta must be a finite number of at least 0"),
         ({"form": "<b>"}, "unknown form &#x27;&lt;b&gt;&#x27;"),
-        ({"top_k": 0}, "top_k must be at least 1"),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"top_k": 0}, "top_k must be a whole number of at least 1"),
+        ({"top_p": 1.5}, "top_p must be a finite number above 0 and at most 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
         (
             {"boundaries": {"x": replace(tiny_boundary(), states=-tiny_boundary().states)}},
             "fitted on",
