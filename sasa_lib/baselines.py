@@ -392,6 +392,10 @@ class RewardModel:
             bias, metadata, dtype = (facts[name] for name in ("bias", "metadata", "dtype"))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is not a saved reward head ({error})") from error
+        if unknown := sorted(set(facts) - {"bias", "metadata", "dtype"}):
+            raise ValueError(
+                f"{path} was saved by a later version of sasa_lib, with {unknown[0]!r}: install it"
+            )
         trained_on = metadata.get("model", "another model")
         check_states(model, -1, states, dtype, f"this reward head was trained on {trained_on!r}")
         return cls(model, tokenizer, weight, bias, metadata)

@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib import sharing
-from sasa_lib.checks import check_choice, check_finite, check_number, to_json
+from sasa_lib.checks import check_choice, check_count, check_finite, check_number, to_json
 from sasa_lib.corpora import fingerprint as corpus_fingerprint
 from sasa_lib.corpora import labelled
 from sasa_lib.embeddings import (
@@ -280,7 +280,13 @@ class Boundary:
         _check_choices(pooling, covariance)
         check_choice("cut", cut, CUTS)
         embeddings = np.asarray(embeddings, dtype=np.float64)
-        toxic = np.asarray(toxic, dtype=bool)
+        labels = np.asarray(toxic)
+        if labels.dtype != bool and not np.isin(labels, [0, 1]).all():
+            raise ValueError(
+                "toxic must be true or false for every text, or 1 or 0: compare scores with a "
+                "threshold first"
+            )
+        toxic = labels.astype(bool)
         if embeddings.ndim != 2 or toxic.shape != (len(embeddings),):
             raise ValueError(
                 f"expected embeddings [n, hidden_size] and toxic [n], got shapes "
@@ -608,9 +614,15 @@ class Boundary:
                 f"{path} was saved by a later version of sasa_lib, with {unknown[0]!r}: install it"
             )
         try:
-            return cls(**facts)
+            boundary = cls(**facts)
+            numbers = [boundary.normal, boundary.midpoint]
+            numbers += [boundary.scale, boundary.weight_norm, boundary.slope, boundary.intercept]
+            damaged = not all(np.isfinite(number).all() for number in numbers)
         except TypeError as error:
             raise ValueError(f"{path} is not a saved boundary ({error})") from error
+        if damaged or boundary.scale <= 0:
+            raise ValueError(f"{path} is damaged: it holds numbers that are not finite, or scale 0")
+        return boundary
 
     def save_pretrained(
         self, folder: str | Path, *, license: str | None = None, decoder: bool = False
@@ -759,6 +771,7 @@ def prefix_auc(
     """
     rows = []
     for read in tokens:
+        read = check_count("tokens", read)
         seen = [of_text[min(read, len(of_text)) - 1] for of_text in margins]
         rows.append((read, roc_auc_score(~np.asarray(toxic), seen)))
     return pd.DataFrame(rows, columns=["tokens", "auc"])

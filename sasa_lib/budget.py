@@ -11,7 +11,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib import metrics, runs
-from sasa_lib.checks import check_count, check_number
+from sasa_lib.checks import check_count, check_finite, check_number
 from sasa_lib.decoding import SASA, Decoder, PlainSampling
 from sasa_lib.places import place
 
@@ -176,6 +176,8 @@ def relative_perplexity(generations: pd.DataFrame, plain: pd.DataFrame) -> dict[
     ValueError
         Other prompts in one than in the other, or nothing but empty texts in the plain ones.
     """
+    for table in (generations, plain):
+        check_finite("nll", table["nll"])  # which a sum would pass over
     steered, reference = (
         table.groupby(["prompt_id", "prompt"])[["nll", "nll_tokens"]].sum()
         for table in (generations, plain)

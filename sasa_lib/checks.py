@@ -6,7 +6,7 @@ import json
 import math
 import numbers
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ def as_list(values: Iterable[Any], what: str) -> list[Any]:
     Raises
     ------
     ValueError
-        A single text, a mapping, or nothing that can be read item by item.
+        A single text, a mapping, a set, a table, or nothing that can be read item by item.
     """
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+    single = isinstance(values, str | bytes | Mapping | Set) or hasattr(values, "columns")
+    if single or not isinstance(values, Iterable):
         raise ValueError(f"expected a list of {what}, got a single {type(values).__name__}")
     return [value.item() if isinstance(value, np.generic) else value for value in values]
 

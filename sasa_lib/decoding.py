@@ -104,7 +104,13 @@ class Decoder:
                 f"{config.cache_implementation!r} out"
             )
         for unknown in inputs:
-            raise ValueError(f"{name} does not understand {unknown!r}: leave it out")
+            raise ValueError(f"{name} does not understand {named(unknown)!r}: leave it out")
+
+
+def named(unknown: str) -> str:
+    """Return the name under which a caller knows what `generate` passes."""
+    # Of images and videos it passes what their encoders made of them.
+    return "pixel_values" if unknown == "mm_encoder_outputs" else unknown
 
 
 def further_inputs(
@@ -361,7 +367,7 @@ class SASA(Decoder):
         phrases = phrases_for(model, layers, inputs)
         if isinstance(phrases, RepeatedPhrases):
             why = obstacle(model) or (
-                f"{', '.join(inputs)} cannot be shared by candidates"
+                f"{', '.join(map(named, inputs))} cannot be shared by candidates"
                 if inputs
                 else f"candidates of {model.config.model_type!r} models cannot share a cache"
             )

@@ -100,7 +100,7 @@ def described(value: object, inside: tuple[int, ...] = ()) -> object:
     if isinstance(value, torch.Tensor):
         return tensor_digest(value)
     if isinstance(value, nn.Module):
-        return model_digest(value)
+        return model_digest(value, inside)
     if isinstance(value, PreTrainedTokenizerBase):
         return tokenizer_digest(value)
     if isinstance(value, Mapping):
@@ -110,6 +110,9 @@ def described(value: object, inside: tuple[int, ...] = ()) -> object:
     if isinstance(value, set | frozenset):
         return sorted(map(to_json, each(value)))
     if isinstance(value, FunctionType):
+        # A library's is known by the library's version, unless it holds another's.
+        if not value.__closure__ and _home(value).startswith(LIBRARIES):
+            return f"{value.__module__} {value.__qualname__}"
         return _function(value, inside)
     if isinstance(value, MethodType):
         return each([value.__func__, value.__self__])
@@ -180,12 +183,13 @@ def generation_settings(model: PreTrainedModel) -> dict[str, object]:
     }
 
 
-def model_digest(model: nn.Module) -> str:
+def model_digest(model: nn.Module, inside: tuple[int, ...] = ()) -> str:
     """Return a SHA-256 over a model as it acts, wherever it came from and whatever it is called.
 
     In it are the configuration, every weight and buffer to the last bit, quantised ones too, of
     adapters those that are active, hooks of the caller's and replaced forward methods. Not in it
-    are the name, the device, and adapters that are disabled: those change nothing.
+    are the name, the device, and adapters that are disabled: those change nothing. `inside` is as
+    in `described`.
 
     Raises
     ------
@@ -201,7 +205,7 @@ def model_digest(model: nn.Module) -> str:
         digest.update(str(getattr(config, "_attn_implementation", None)).encode())
     silent = set()
     for place, module in model.named_modules():
-        facts = [*_adapters(place, module, silent), *_hooks(module)]
+        facts = [*_adapters(place, module, silent), *_hooks(module, inside)]
         if facts:
             digest.update(f"{_plain_name(place)} {facts}".encode())
     for name, tensor in _tensors(model):
@@ -319,13 +323,13 @@ def _adapters(place: str, module: nn.Module, silent: set[str]) -> list[object]:
     return [acting, to_json(facts)] if acting else undone
 
 
-def _hooks(module: nn.Module) -> list[str]:
+def _hooks(module: nn.Module, inside: tuple[int, ...]) -> list[str]:
     """Digests of the hooks that a caller has set on a module, and of a forward put in its place."""
     hooks = [(name, hook) for name in HOOKS for hook in getattr(module, name).values()]
     if "forward" in vars(module):
         hooks.append(("forward", vars(module)["forward"]))
     own = [(name, hook) for name, hook in hooks if not _home(hook).startswith(LIBRARIES)]
-    return [f"{name} {described(hook)}" for name, hook in own]
+    return [f"{name} {described(hook, inside)}" for name, hook in own]
 
 
 def _home(function: object) -> str:

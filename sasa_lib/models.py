@@ -150,12 +150,24 @@ def context_length(model: torch.nn.Module) -> float:
 
 def body(model: PreTrainedModel) -> PreTrainedModel:
     """Return the part of a model below its head, from token ids to `last_hidden_state`."""
+    # Not the decoder alone, where there is more: it would take an image's token for a word.
     inner = getattr(model, "language_model", None)
-    parts = model.get_decoder(), model.base_model, getattr(model, "model", None)
-    for part in (*parts, getattr(inner, "model", None)):
-        if isinstance(part, PreTrainedModel) and part.get_output_embeddings() is None:
-            return part
-    return model.base_model
+    parts = model.base_model, getattr(model, "model", None), getattr(inner, "model", None)
+    return next((part for part in parts if _is_below_the_head(part, model)), model.base_model)
+
+
+def decoder(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the innermost part that gives `last_hidden_state`: every pass goes through it."""
+    part = model.get_decoder()
+    return part if _is_below_the_head(part, model) else body(model)
+
+
+def _is_below_the_head(part: object, model: PreTrainedModel) -> bool:
+    return (
+        isinstance(part, PreTrainedModel)
+        and part is not model
+        and part.get_output_embeddings() is None
+    )
 
 
 def reading(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from itertools import takewhile
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
@@ -112,18 +113,26 @@ def candidates_of(
     ValueError
         A row's scores hold NaN or infinity, or no token is left.
     """
+    # Top-k and the filters behind it, on few tokens, always alike: of equally likely ones top-p
+    # leaves those that sorting puts there.
     at = next((i for i, p in enumerate(processors) if isinstance(p, TopKLogitsWarper)), None)
-    if at is not None and all(isinstance(p, SCORE_WARPERS) for p in processors[at:]):
-        scores = LogitsProcessorList(processors[:at])(input_ids, logits)
-        scores, tokens = _top(scores, min(processors[at].top_k, scores.shape[-1]))
-        scores = LogitsProcessorList(processors[at + 1 :])(input_ids, scores)
-        _check(scores)
-        survivors = int((scores > float("-inf")).sum(-1).max())
-    else:
-        scores = processors(input_ids, logits)
-        survivors = int((~(scores == float("-inf"))).sum(-1).max())
+    tokens = None
+    if at is not None:
+        behind = takewhile(lambda p: isinstance(p, SCORE_WARPERS), processors[at + 1 :])
+        filters = LogitsProcessorList(behind)
+        further = LogitsProcessorList(processors[at + 1 + len(filters) :])
+        logits = LogitsProcessorList(processors[:at])(input_ids, logits)
+        scores, tokens = _top(logits, min(processors[at].top_k, logits.shape[-1]))
+        scores = filters(input_ids, scores)
+        processors = further
+        if further:
+            logits = torch.full_like(logits, float("-inf")).scatter(1, tokens, scores)
+    if at is None or processors:
+        scores, tokens = processors(input_ids, logits), None
+    survivors = int((~(scores == float("-inf"))).sum(-1).max())
+    if tokens is None:
         scores, tokens = scores.topk(max(1, min(survivors, most or survivors)), dim=-1)
-        _check(scores)
+    _check(scores)
     if most is not None and scores.shape[-1] > most:
         scores, order = scores.topk(most, dim=-1)
         tokens = tokens.gather(1, order)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation import GenerationMixin
 
-from sasa_lib.models import blocks, body, head, is_own_head, text_config
+from sasa_lib.models import blocks, body, decoder, head, is_own_head, text_config
 
 # Families whose blocks take the drawn candidate alone; in others every candidate goes to the top.
 NARROWING_FAMILIES = frozenset(
@@ -153,7 +153,7 @@ class Phrases:
 
     def _first_logits(self, inputs: dict[str, object], rows: torch.Tensor) -> torch.Tensor:
         final: list[torch.Tensor] = []
-        hook = self.body.register_forward_hook(
+        hook = decoder(self.model).register_forward_hook(
             lambda _, args, output: final.append(getattr(output, "last_hidden_state", None))
         )
         try:

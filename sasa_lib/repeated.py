@@ -19,7 +19,7 @@ from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREF
 
 from sasa_lib.checks import first_line
 from sasa_lib.embeddings import check_reading, hidden_states
-from sasa_lib.models import blocks, body, text_config
+from sasa_lib.models import blocks, body, decoder, text_config
 from sasa_lib.phrases import EVERYTHING, WINDOWED, Draw, Hidden, Phrases
 
 # Part of the logits' or states' spread that a way may be off by: rounding, and no more.
@@ -114,7 +114,7 @@ class RepeatedPhrases:
             if last in self.layers:
                 hidden[last] = output.last_hidden_state
 
-        hooks.append(body(self.model).register_forward_hook(watch_top))
+        hooks.append(decoder(self.model).register_forward_hook(watch_top))
         try:
             output = self.model(**inputs, output_hidden_states=self.keep_hidden_states)
         finally:

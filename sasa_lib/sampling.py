@@ -235,6 +235,7 @@ def _continuations(
         temperature=sampling.temperature,
         max_new_tokens=sampling.max_new_tokens,
         num_return_sequences=sampling.generations,
+        return_dict_in_generate=False,
     )
     new = output[:, ids.shape[1] :].tolist()
     seconds = time.perf_counter() - start

@@ -16,6 +16,7 @@ from sasa_lib.checks import as_list, text_fault
 from sasa_lib.models import context_length, language_model
 
 WRITTEN_SPACE = "\u2581"  # SentencePiece's
+ANCHORS = ("\n", "|", ".", "a", "e")  # characters that few tokens hold beside others
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
@@ -42,18 +43,26 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
     """Token ids of texts that continue others: no special tokens, no space that is not theirs."""
     if not len(texts):
         return []
-    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    mark = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+    texts = list(texts)
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])
-    if mark is None or not str(first[:1]).strip("['").startswith(WRITTEN_SPACE):
+    if not str(first[:1]).strip("['").startswith(WRITTEN_SPACE):
         return ids
-    # Behind a special token no space is written.
-    number = tokenizer.convert_tokens_to_ids(mark)
-    joined = tokenizer([mark + text for text in texts], add_special_tokens=False)["input_ids"]
-    return [
-        behind[1:] if behind[:1] == [number] and text[:1].strip() else alone
-        for text, alone, behind in zip(texts, ids, joined, strict=True)
-    ]
+    # Behind another character of the same text no space is written.
+    waiting = list(range(len(texts)))
+    for anchor in ANCHORS:
+        before = tokenizer(anchor, add_special_tokens=False)["input_ids"]
+        if not waiting or tokenizer.unk_token_id in before:
+            continue
+        joined = tokenizer([anchor + texts[row] for row in waiting], add_special_tokens=False)
+        found = dict(zip(waiting, joined["input_ids"], strict=True))
+        waiting = []
+        for row, whole in found.items():
+            if whole[: len(before)] == before:
+                ids[row] = whole[len(before) :]
+            else:  # a token reaches over both
+                waiting.append(row)
+    return ids
 
 
 def pair_ids(

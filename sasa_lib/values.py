@@ -284,7 +284,8 @@ def interference(
         missing = next((name for name in ("prompt_id", *values) if name not in table), None)
         if missing is not None:
             raise ValueError(f"the generations of {method!r} have no column {missing!r}")
-        means[method] = table.groupby("prompt_id")[values].mean()
+        prompts = [name for name in ("prompt_id", "prompt") if name in table]
+        means[method] = table.groupby(prompts)[values].mean()
     plain = means.pop(reference)
     rows = {}
     for method, mean in means.items():

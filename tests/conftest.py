@@ -42,3 +42,30 @@ def texts():
 @pytest.fixture(autouse=True)
 def same_random_numbers():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def as_on_apple(monkeypatch):
+    """Let tensors refuse float64, as on Apple's GPUs, unless they came from there by `cpu()`."""
+
+    class OnCpu(torch.Tensor):
+        """Whatever is computed from one is one."""
+
+    convert, double = torch.Tensor.to, torch.Tensor.double
+
+    def refuse(tensor):
+        if not isinstance(tensor, OnCpu):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def to(tensor, *arguments, **options):
+        if torch.float64 in (*arguments, *options.values()):
+            refuse(tensor)
+        return convert(tensor, *arguments, **options)
+
+    def to_double(tensor):
+        refuse(tensor)
+        return double(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor.as_subclass(OnCpu))
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "double", to_double)

@@ -1,5 +1,6 @@
 """Word filtering, reward-augmented decoding and self-debiasing, against their definitions."""
 
+import json
 import re
 
 import datasets
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from transformers import LogitsProcessorList, TopKLogitsWarper
 
 from sasa_lib import SASA, baselines
@@ -440,3 +443,47 @@ def test_nothing_is_found_in_what_a_filter_let_through(smollm2):
         texts = tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)
         found[name] = sum(map(len, words.found(texts, [p for p in prompts for _ in range(4)])))
     assert found["filter"] == 0 and found["plain"] > 12
+
+
+def test_a_reward_is_known_by_all_that_it_depends_on():
+    weight = np.ones(32, dtype=np.float32)
+    model, other = tiny_model("llama"), tiny_model("llama")
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight.add_(0.01)
+
+    def described(model=model, weight=weight, bias=0.0, metadata=(), **options):
+        reward = RewardModel(model, tiny_lm()[1], weight, bias, dict(metadata))
+        return json.dumps(RAD(reward, Characters(), 1.0, **options).describe(), sort_keys=True)
+
+    same = described()
+    assert described(metadata={"seconds": 3.0}) == described(bias=np.float64(0)) == same
+    for change in (
+        dict(bias=0.9), dict(weight=weight * 2), dict(model=other), dict(seed=1),
+        dict(max_candidates=9),
+    ):  # fmt: skip
+        assert described(**change) != same, change
+
+
+def test_a_reward_file_with_a_field_more_or_less_is_read_or_refused_in_a_sentence(tmp_path):
+    model, tokenizer = tiny_lm()
+    reward = RewardModel(model, tokenizer, np.ones(32, np.float32), np.float32(0.5), {"n": 3})
+    reward.save(tmp_path / "r.safetensors")
+    with safe_open(tmp_path / "r.safetensors", framework="numpy") as file:
+        facts = json.loads(file.metadata()["reward"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def load(facts, tensors):
+        save_file(tensors, tmp_path / "c.safetensors", {"reward": json.dumps(facts)})
+        return RewardModel.load(tmp_path / "c.safetensors", model, tokenizer)
+
+    assert load(facts, tensors).rewards(["the cat"]) == reward.rewards(["the cat"])
+    for name in facts:
+        less = {other: value for other, value in facts.items() if other != name}
+        with pytest.raises(ValueError, match=rf"c.safetensors is not a saved reward .*{name}"):
+            load(less, tensors)
+    for name in tensors:
+        less = {other: value for other, value in tensors.items() if other != name}
+        with pytest.raises(ValueError, match=rf"c.safetensors is not a saved reward .*{name}"):
+            load(facts, less)
+    with pytest.raises(ValueError, match=r"later version .*'temperature'"):
+        load(facts | {"temperature": 2.0}, tensors)

@@ -195,3 +195,52 @@ def test_what_it_cannot_do_is_refused_in_one_sentence(tiny):
     other = replace(tiny_boundary(), states=-tiny_boundary().states)
     with pytest.raises(ValueError, match="has other hidden states"):
         model.generate(ids, custom_generate=sl.BestOf(other, 2), max_new_tokens=2, **SAMPLING)
+
+
+def test_it_is_keyed_if_what_draws_is_however_deep(tiny, tmp_path):
+    model, tokenizer = tiny
+    widths = []
+
+    class Watched(PlainSampling):
+        def __call__(self, model, input_ids, *arguments, **options):
+            widths.append(len(input_ids))
+            return super().__call__(model, input_ids, *arguments, **options)
+
+    def width(then):
+        widths.clear()
+        sl.runs.generate(
+            model, tokenizer, [PROMPT, "a dog", "it"], sl.runs.Sampling(2, 3),
+            folder=tmp_path / str(len(list(tmp_path.iterdir()))), method="m", progress=False,
+            custom_generate=sl.BestOf(tiny_boundary(), 2, then=then),
+        )  # fmt: skip
+        return widths
+
+    words = sl.baselines.WordFilter
+    assert width(words(tokenizer, ["cat"], then=Watched(0))) == [12]
+    assert width(words(tokenizer, ["cat"], then=words(tokenizer, ["dog"], then=Watched()))) == [12]
+    sasa = sl.SASA(tiny_boundary(), 1.0)
+    for then, keyed in ((sasa, True), (words(tokenizer, ["a"]), False)):
+        assert words(tokenizer, ["cat"], then=then).is_keyed == keyed
+        assert sl.BestOf(tiny_boundary(), 2, then=words(tokenizer, ["b"], then=then)).is_keyed == (
+            keyed
+        )
+
+
+def test_a_batch_is_as_large_with_the_draws_that_are_not_kept(tiny, tmp_path):
+    model, tokenizer = tiny
+    widths = []
+
+    class Watched(PlainSampling):
+        def __call__(self, model, input_ids, *arguments, **options):
+            widths.append(len(input_ids))
+            return super().__call__(model, input_ids, *arguments, **options)
+
+    prompts = [f"{one} {two}" for one in ("he", "she", "it") for two in ("sees", "eats", "likes")]
+    method = sl.BestOf(tiny_boundary(), 3, then=sl.BestOf(tiny_boundary(), 2, then=Watched(0)))
+    for size, expected in ((None, [96, 12]), (36, [36, 36, 36]), (5, [12] * 9)):
+        widths.clear()
+        sl.runs.generate(
+            model, tokenizer, prompts, sl.runs.Sampling(2, 3), folder=tmp_path / str(size),
+            method="m", custom_generate=method, batch_sequences=size, progress=False,
+        )  # fmt: skip
+        assert widths == expected

@@ -1,10 +1,15 @@
 """The boundary against scikit-learn, and as a user keeps and misuses it."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.linalg
 import transformers
 from datasets import Dataset
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from scipy.special import expit
 from sklearn.covariance import ledoit_wolf, oas
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -15,7 +20,7 @@ import sasa_lib as sl
 from sasa_lib import Boundary
 from sasa_lib.boundary import COVARIANCES, learning_curve
 from sasa_lib.embeddings import POOLINGS
-from sasa_lib.selection import candidate_layers, cross_validate, grouped_folds
+from sasa_lib.selection import CUTS, candidate_layers, cross_validate, grouped_folds
 
 PLACE = {"layer": 3, "pooling": "last", "model": "some-model"}
 
@@ -308,3 +313,109 @@ def test_what_cannot_be_cross_validated_is_refused_before_a_text_is_read(texts, 
     one_group = texts.remove_columns("group").add_column("group", ["a"] * len(texts))
     with pytest.raises(ValueError, match="too few groups"):
         Boundary.fit(*tiny_lm(), one_group, layer="auto")
+
+
+@pytest.fixture(scope="module")
+def many_units():
+    """Embeddings [600, 128] of classes that differ along directions of any variance."""
+    rng = np.random.default_rng(0)
+    toxic = np.arange(600) % 2 == 0
+    axes = np.linalg.qr(rng.normal(size=(128, 128)))[0] * np.geomspace(0.05, 5, 128)[:, None]
+    shift = np.where(toxic[:, None], 0.2 * rng.choice([-1, 1], 128), 0.0)
+    return (rng.normal(size=(600, 128)) + shift) @ axes, toxic
+
+
+HERE, THERE = slice(0, 300), slice(300, 600)
+
+
+def held_out(embeddings, toxic, **options):
+    """A normal, and its AUC on other texts."""
+    boundary = Boundary.from_embeddings(embeddings[HERE], toxic[HERE], **options, **PLACE)
+    auc = roc_auc_score(~toxic[THERE], boundary.margins(embeddings[THERE]))
+    return boundary.normal, auc
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("factor", [1e-3, 1e-4, 1e4])
+def test_the_unit_of_the_states_changes_nothing(many_units, factor, covariance):
+    embeddings, toxic = many_units
+    options = {"covariance": covariance}
+    normal, auc = held_out(embeddings, toxic, **options)
+    other, other_auc = held_out(factor * embeddings, toxic, **options)
+    np.testing.assert_allclose(other, normal, atol=1e-5)
+    assert other_auc == pytest.approx(auc, abs=1e-3) and auc > 0.8
+    folds = [
+        (np.arange(600)[one], np.arange(600)[two]) for one, two in ((HERE, THERE), (THERE, HERE))
+    ]
+    rows = [
+        cross_validate({"last": by * embeddings[:, None]}, [3], [covariance], toxic, folds)[0]
+        for by in (1, factor)
+    ]
+    assert rows[1]["auc"] == pytest.approx(rows[0]["auc"], abs=1e-3)
+
+
+def test_with_the_published_cut_the_unit_matters(many_units):
+    embeddings, toxic = many_units
+    options = {"cut": "published"}
+    _, auc = held_out(embeddings, toxic, **options)
+    assert auc == pytest.approx(held_out(embeddings, toxic)[1], abs=1e-3)
+    assert held_out(1e-3 * embeddings, toxic, **options)[1] < auc - 0.02
+    with pytest.raises(ValueError, match="nothing that tells them apart"):
+        held_out(1e-4 * embeddings, toxic, **options)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 30.0])
+def test_the_cuts_are_scipys_and_the_published_one(many_units, scale):
+    embeddings, toxic = many_units
+    embeddings = scale * np.concatenate([embeddings, embeddings[:, :3]], axis=1)  # null directions
+    means = embeddings[~toxic].mean(0), embeddings[toxic].mean(0)
+    centred = embeddings - np.where(toxic[:, None], means[1], means[0])
+    covariance = centred.T @ centred / len(centred)
+    values, vectors = np.linalg.eigh(covariance)
+    inverse = sum(
+        np.outer(vector, vector) / value
+        for value, vector in zip(values, vectors.T, strict=True)
+        if value > 1e-6
+    )
+    for cut, expected in (("relative", scipy.linalg.pinvh(covariance)), ("published", inverse)):
+        weight = expected @ (means[0] - means[1])
+        boundary = Boundary.from_embeddings(embeddings, toxic, cut=cut, **PLACE)
+        np.testing.assert_allclose(boundary.normal, weight / np.linalg.norm(weight), atol=1e-5)
+        assert boundary.weight_norm == pytest.approx(np.linalg.norm(weight), rel=1e-6)
+        assert boundary.metadata["cut"] == cut
+
+
+def test_one_unit_of_a_huge_variance_spoils_nothing():
+    rng = np.random.default_rng(0)
+    toxic = np.arange(600) % 2 == 0
+    # More units than texts to fit on: some directions are nothing but rounding.
+    embeddings = rng.normal(size=(600, 512)) + np.where(toxic[:, None], 0.15, 0.0)
+    embeddings[:, 100] *= 1e6  # a massive activation
+    aucs = {cut: held_out(embeddings, toxic, cut=cut)[1] for cut in CUTS}
+    assert aucs["relative"] > max(0.75, aucs["published"] + 0.05)
+
+
+def test_a_file_with_a_field_more_or_less_is_refused_in_a_sentence(classes, tmp_path):
+    boundary = Boundary.from_embeddings(*classes, **PLACE)
+    boundary.save(tmp_path / "b.safetensors")
+    with safe_open(tmp_path / "b.safetensors", framework="numpy") as file:
+        facts = json.loads(file.metadata()["sasa_boundary"])
+        tensors = {name: file.get_tensor(name) for name in ("normal", "midpoint")}
+
+    def saved(facts, tensors):
+        save_file(tensors, tmp_path / "c.safetensors", {"sasa_boundary": json.dumps(facts)})
+        return tmp_path / "c.safetensors"
+
+    later = saved(facts | {"curvature": 1.0}, tensors)
+    with pytest.raises(ValueError, match=r"c.safetensors was saved by a later .*'curvature': inst"):
+        Boundary.load(later)
+    for missing in ("scale", "layer", "pooling", "model", "weight_norm"):
+        less = saved({name: facts[name] for name in set(facts) - {missing}}, tensors)
+        with pytest.raises(ValueError, match=rf"is not a saved boundary .*'{missing}'"):
+            Boundary.load(less)
+    without = saved(facts, {"normal": tensors["normal"]})
+    with pytest.raises(ValueError, match=r"is not a saved boundary .*'midpoint'"):
+        Boundary.load(without)
+    # What an earlier version did not have yet has its default.
+    early = {name: facts[name] for name in set(facts) - {"slope", "intercept", "dtype", "metadata"}}
+    assert Boundary.load(saved(early, tensors)).slope == 3.0

@@ -60,9 +60,10 @@ REPEATED = {
 }
 
 
-def tiny_model(family: str) -> transformers.PreTrainedModel:
+def tiny_model(family: str, **more: object) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **(SIZES | (FAMILIES | REPEATED)[family]))
+    sizes = SIZES | (FAMILIES | REPEATED)[family] | more
+    config = transformers.AutoConfig.for_model(family, **sizes)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -146,6 +147,16 @@ def assert_every_step_is_naive(model, boundary):
 def test_every_step_equals_the_naive_computation(family, layer):
     model = tiny_model(family)
     assert_every_step_is_naive(model, random_boundary(model, layer))
+
+
+@pytest.mark.parametrize(("family", "windowed"), [("qwen2", 0), ("qwen2", 1), ("qwen3", 0)])
+def test_a_window_is_that_of_the_layers_that_have_one(family, windowed):
+    """Qwen's configurations name a window even where every layer sees everything."""
+    more = dict(use_sliding_window=True, sliding_window=5, max_window_layers=3 - windowed)
+    model = tiny_model(family, **more)
+    types = ["full_attention"] * (3 - windowed) + ["sliding_attention"] * windowed
+    assert model.config.layer_types == types and model.config.sliding_window == 5
+    assert_every_step_is_naive(model, random_boundary(model, 2))
 
 
 @pytest.mark.parametrize("family", REPEATED)
@@ -291,6 +302,19 @@ def test_with_a_budget_the_seed_alone_decides_too():
         )
         runs.append(model.generate(**left_padded_prompts(), custom_generate=sasa, **options))
     torch.testing.assert_close(*runs)
+
+
+def test_a_budget_needs_no_float64_on_the_device(request):
+    options = dict(do_sample=True, top_k=8, max_new_tokens=6)
+    sasa = SASA(random_boundary(tiny_model("llama"), 1), beta=4.0, max_kl=0.1, seed=1, record=True)
+    expected = tiny_model("llama").generate(
+        **left_padded_prompts(), custom_generate=sasa, **options
+    )
+    spent = divergence(sasa.trace)
+    request.getfixturevalue("as_on_apple")
+    found = tiny_model("llama").generate(**left_padded_prompts(), custom_generate=sasa, **options)
+    assert found.tolist() == expected.tolist()
+    assert spent.max() == pytest.approx(0.1, abs=1e-4)
 
 
 @pytest.mark.parametrize("form", ["margin", "posterior"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny_lm import tiny_lm
 
 import sasa_lib as sl
 from sasa_lib.embeddings import anisotropy, check_layer, extract, token_states
@@ -102,3 +103,15 @@ def test_anisotropy_is_the_mean_cosine_over_pairs():
         if i != j
     ]
     assert anisotropy(vectors) == pytest.approx(np.mean(cosines))
+
+
+def test_two_shares_of_the_depth_may_be_one_layer(tmp_path):
+    tiny, texts = tiny_lm(), ["the cat", "a dog sees it", "she"]
+    layers = [0.5, 0.4, 1, -1, 0]
+    for _ in range(2):  # computed, and read
+        kept = extract(*tiny, texts, layers=layers, folder=tmp_path, progress=False)
+        np.testing.assert_allclose(kept, extract(*tiny, texts, layers=layers, progress=False))
+    for column, layer in enumerate((1, 1, 1, 2, 0)):
+        alone = extract(*tiny, texts, layers=[layer], progress=False)[:, 0]
+        np.testing.assert_allclose(kept[:, column], alone, atol=1e-6)
+    assert len(list(tmp_path.iterdir())) == 3

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LogitsProcessor, LogitsProcessorList, TopKLogitsWarper
 
 from sasa_lib import SASA, Boundary, SASALogitsProcessor
+from sasa_lib.decoding import FORMS, PlainSampling
 from tests.test_decoding import (
     VOCABULARY,
     left_padded_prompts,
@@ -16,6 +17,7 @@ from tests.test_decoding import (
     random_boundary,
     tiny_model,
 )
+from tests.tiny_lm import tiny_boundary, tiny_lm
 
 
 @pytest.mark.parametrize(
@@ -257,3 +259,41 @@ def test_a_model_dispatched_by_a_device_map_is_steered_alike(tmp_path):
         sasa = SASA(boundary, beta=1.0, form="posterior", seed=0)
         texts.append(model.generate(**left_padded_prompts(), custom_generate=sasa, **options))
     torch.testing.assert_close(*texts)
+
+
+def test_a_users_own_top_k_is_the_number_of_candidates():
+    model = tiny_model("llama")
+    sasa = SASA(random_boundary(model, 2), 0.0, record=True, max_candidates=15)
+    options = dict(custom_generate=sasa, do_sample=True, max_new_tokens=4, eos_token_id=None)
+    for own, top_k, expected in ((3, 0, 3), (3, 10, 3), (10, 3, 3), (20, 0, 15)):
+        model.generate(
+            torch.tensor([[5, 9, 11]]), logits_processor=[TopKLogitsWarper(own)], top_k=top_k,
+            **options,
+        )  # fmt: skip
+        assert sasa.trace.groupby("step").size().tolist() == [expected] * 4
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_more_candidates_than_the_vocabulary_has_are_the_vocabulary(form):
+    model, _ = tiny_lm()
+    ids, options = torch.tensor([[5, 9, 11]]), dict(do_sample=True, max_new_tokens=4)
+    options["eos_token_id"] = None
+    for top_k, max_candidates in ((0, 50), (50, 50), (100, 5)):
+        sasa = SASA(
+            tiny_boundary(), 0.0, form=form, seed=0, max_candidates=max_candidates, record=True
+        )
+        found = model.generate(ids, custom_generate=sasa, top_k=top_k, **options)
+        assert sasa.trace.groupby("step").size().tolist() == [21] * 4
+        plain = model.generate(ids, custom_generate=PlainSampling(0), top_k=top_k, **options)
+        assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_logits_processor_gives_beams_log_probabilities(form):
+    model = tiny_model("llama")
+    processor = SASALogitsProcessor(model, random_boundary(model, 2), beta=2.0, form=form)
+    ids = left_padded_prompts()["input_ids"]
+    model.generation_config.pad_token_id = 0
+    scores = processor(ids, model(**left_padded_prompts()).logits[:, -1])
+    torch.testing.assert_close(scores.exp().sum(-1), torch.ones(3))
+    assert (scores > float("-inf")).sum(-1).tolist() == [10] * 3

@@ -17,7 +17,13 @@ from tiny_lm import WORDS, tiny_boundary, tiny_lm
 from tokenizers import normalizers
 from torch import nn
 from torch.nn.utils import parametrize, prune
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    set_seed,
+)
 
 import sasa_lib as sl
 from sasa_lib import runs
@@ -635,3 +641,26 @@ def test_using_and_moving_a_tokenizer_leaves_it_as_it_was(tmp_path):
     assert tokenizer_digest(tokenizer) == before
     tokenizer.save_pretrained(tmp_path)
     assert tokenizer_digest(type(tokenizer).from_pretrained(tmp_path)) == before
+
+
+def test_what_generate_returns_by_the_models_own_setting_does_not_matter(model, tmp_path):
+    options = {"method": "plain", "progress": False}
+    expected = runs.generate(MODEL, TOKENIZER, ["it"], SAMPLING, folder=tmp_path, **options)
+    model.generation_config.return_dict_in_generate = True
+    made = runs.generate(model, TOKENIZER, ["it"], SAMPLING, folder=tmp_path, **options)
+    assert made["text"].tolist() == expected["text"].tolist()
+    assert made.attrs["run"] != expected.attrs["run"]
+
+
+def test_a_hook_that_calls_a_librarys_function_is_known_by_the_librarys_version(model, monkeypatch):
+    seen = []
+    monkeypatch.setattr("sasa_lib.identity._function", lambda f, inside: seen.append(f) or "own")
+
+    def seeded(module, args, output):
+        set_seed(3)
+
+    model.model.norm.register_forward_hook(seeded)
+    model_digest(model)
+    assert seen == [seeded]
+    described(set_seed)
+    assert seen == [seeded]

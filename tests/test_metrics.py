@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from tiny_lm import tiny_lm
 
 import sasa_lib as sl
 from sasa_lib import metrics
@@ -318,6 +319,18 @@ def test_judges_that_transform_their_logits_are_read_right(smollm2, family):
     with torch.no_grad():
         expected = model(ids, labels=labels).loss.item()
     assert nll[0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_likelihoods_need_no_float64_on_the_device(as_on_apple):
+    model, tokenizer = tiny_lm()
+    with pytest.raises(TypeError, match="float64"):
+        model.lm_head.weight.double()
+    texts = ["sees it", "", "likes the dog and a bird"]
+    nll, _ = metrics.negative_log_likelihoods(model, tokenizer, ["he"] * 3, texts, progress=False)
+    for text, found in zip(texts, nll, strict=True):
+        ids = torch.tensor([tokenizer(f"he {text}")["input_ids"]])
+        losses = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+        assert found == pytest.approx(-losses.sum().item(), rel=1e-5, abs=1e-9)
 
 
 def test_the_bootstrap_interval_covers_a_mean_as_often_as_it_says():

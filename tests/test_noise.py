@@ -9,6 +9,7 @@ from scipy import stats
 from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -154,20 +155,22 @@ def test_in_bfloat16_sasa_without_strength_draws_plains_tokens():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_top_k_keeps_equally_likely_tokens_as_transformers_does(seed):
+def test_filters_keep_equally_likely_tokens_as_transformers_do(seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(0, 4, (3, 50), generator=generator).float()
     scores[1] = torch.randn(50, generator=generator)
     scores[2, :47] = float("-inf")
     ids = torch.zeros(3, 1, dtype=torch.long)
     for k in (1, 5, 49, 50, 80):
-        for more in ([], [TopPLogitsWarper(0.7)]):
+        for more in ([], [MinPLogitsWarper(0.3)], [TopPLogitsWarper(0.7)]):
             warpers = LogitsProcessorList([TopKLogitsWarper(k), *more])
             expected = warpers(ids, scores.clone())
-            found, tokens, survivors = candidates_of(warpers, ids, scores.clone())
-            assert torch.equal(
-                torch.full_like(scores, float("-inf")).scatter(1, tokens, found), expected
-            )
+            few, tokens, survivors = candidates_of(warpers, ids, scores.clone())
+            found = torch.full_like(scores, float("-inf")).scatter(1, tokens, few)
+            # Which of equally likely ones top-p leaves hangs on how they are sorted, not how many.
+            assert torch.equal(found.sort(-1).values, expected.sort(-1).values)
+            if not isinstance(warpers[-1], TopPLogitsWarper):
+                assert torch.equal(found, expected)
             assert survivors == int((expected > float("-inf")).sum(-1).max())
 
 

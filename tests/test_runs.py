@@ -1,5 +1,8 @@
 """Generation runs: resumed after a kill, apart where parameters differ, refused where they err."""
 
+import inspect
+from contextlib import contextmanager
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -455,3 +458,116 @@ def test_parameters_of_a_run_out_of_range_are_refused(tiny, tmp_path, options, m
 def test_sampling_out_of_range_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**options)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [None, sl.decoding.PlainSampling(0), sl.BestOf(tiny_boundary(), 2)],
+    ids=["default", "plain", "best-of"],
+)
+def test_prompts_are_independent_without_top_k_and_whatever_the_batch(tmp_path, method):
+    """A model for which every next token is as likely, so that equal noise makes equal texts."""
+    model, tokenizer = tiny_lm()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.generation_config.eos_token_id = None
+    sampling = Sampling(generations=4, max_new_tokens=6, top_k=0, top_p=1.0)
+    prompts = ["he", "the cat", "bird", "a dog sees"]
+    found = [
+        generate(
+            model, tokenizer, prompts, sampling, folder=tmp_path / str(size), method="plain",
+            custom_generate=method, batch_sequences=size, progress=False,
+        )["text"].tolist()
+        for size in (4, 100)
+    ]  # fmt: skip
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 16
+    words = " ".join(found[0]).split()
+    assert len(set(words)) > 12
+
+
+def test_what_a_method_is_made_of_is_in_its_key_and_its_source_is_not(tiny, tmp_path, monkeypatch):
+    class Other(sl.decoding.PlainSampling):
+        """Has the parameters of plain sampling, and is another method."""
+
+    tokenizer = tiny[1]
+    words = sl.baselines.WordFilter
+
+    def methods():
+        for then in (sl.decoding.PlainSampling(0), Other(0), sl.decoding.PlainSampling(1)):
+            yield words(tokenizer, ["cat"], then=then)
+            yield sl.BestOf(tiny_boundary(), 2, then=then)
+            yield sl.BestOf(tiny_boundary(), 2, then=words(tokenizer, ["cat"], then=then))
+        yield words(tokenizer, ["dog"])
+        yield words(tokenizer, ["cat"])
+
+    def made():
+        return [
+            generate(
+                *tiny, ["it"], SAMPLING, folder=tmp_path, method="m", custom_generate=method,
+                progress=False,
+            ).attrs["run"]
+            for method in methods()
+        ]  # fmt: skip
+
+    first = made()
+    assert len(set(first)) == 11
+    embedded = sl.embeddings.extract(*tiny, ["it"], folder=tmp_path / "e", progress=False)
+    files = shards(tmp_path) | shards(tmp_path / "e")
+    with monkeypatch.context() as patch:  # a comment more in every file
+        read = inspect.getsource
+        patch.setattr(inspect, "getsource", lambda thing: read(thing) + "# a comment")
+        assert made() == first
+        again = sl.embeddings.extract(*tiny, ["it"], folder=tmp_path / "e", progress=False)
+    assert (again == embedded).all() and len(list((tmp_path / "e").iterdir())) == 1
+    assert shards(tmp_path) | shards(tmp_path / "e") == files
+
+
+def test_what_two_scorings_at_once_have_scored_is_all_kept(tiny, tmp_path, monkeypatch):
+    def scorer(version, during=lambda: None):
+        def lengths(texts):
+            during()
+            asked.extend(texts)
+            return np.array([min(1.0, len(text) / 99) for text in texts])
+
+        return Scorer(name="length", version=version, _score=lengths)
+
+    asked = []
+    options = {"folder": tmp_path, "method": "plain", "progress": False}
+    one = generate(*tiny, ["it", "he sees"], SAMPLING, **options)
+    two = generate(*tiny, ["a", "the dog"], SAMPLING, **options)
+    assert one.attrs["run"] == two.attrs["run"]
+    lock, waiting = runs.alone, [True]
+
+    @contextmanager
+    def after_another(folder):
+        if waiting and waiting.pop():  # another process was first, and has written
+            runs.score(two, scorer("1"), progress=False)
+        with lock(folder) as held:
+            yield held
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "alone", after_another)
+        runs.score(one, scorer("1"), progress=False)
+    assert len(asked) == len(set(one["text"]) | set(two["text"]))
+    runs.score(one, scorer("2"), progress=False)
+    asked.clear()
+    for version in "12":
+        runs.score(one, scorer(version), progress=False)
+    runs.score(two, scorer("1"), progress=False)
+    assert asked == []
+
+
+def test_a_run_is_that_of_a_kind_of_device_and_not_of_one_of_them(tiny, tmp_path, monkeypatch):
+    model, tokenizer = tiny
+
+    def run(device):
+        def stop(folder):
+            raise InterruptedError(str(folder))
+
+        with monkeypatch.context() as patch, pytest.raises(InterruptedError) as stopped:
+            patch.setattr(type(model), "device", property(lambda self: torch.device(device)))
+            patch.setattr(runs, "alone", stop)
+            generate(model, tokenizer, ["it"], SAMPLING, folder=tmp_path, method="plain")
+        return str(stopped.value)
+
+    assert run("cuda:1") == run("cuda:0") == run("cuda") != run("cpu")
