@@ -15,6 +15,8 @@ import pandas as pd
 from scipy.stats import rankdata
 from sklearn.isotonic import IsotonicRegression
 
+from sasa_lib.checks import check_count, check_groups, check_number, check_scores
+
 BINS = 10
 
 
@@ -79,6 +81,8 @@ def agreement(
         one side of the threshold.
     """
     scores, reference = _paired(scores, reference)
+    threshold = check_number("threshold", threshold, least=0, most=1)
+    resamples = check_count("resamples", resamples)
     toxic = reference > threshold
     if toxic.all() or not toxic.any():
         raise ValueError(
@@ -154,7 +158,7 @@ class PerspectiveScale:
             neighbours.
         """
         scores, reference = _paired(scores, reference)
-        if not 2 <= neighbours <= len(scores):
+        if not 2 <= check_count("neighbours", neighbours) <= len(scores):
             raise ValueError(
                 f"neighbours is {neighbours}, but must be from 2 to the number of calibration "
                 f"records, {len(scores)}"
@@ -177,7 +181,7 @@ class PerspectiveScale:
         -------
         numpy.ndarray of float64, in [0, 1], same shape
         """
-        scores = _probabilities(scores, "scores")
+        scores = check_scores("scores", scores)
         return self.isotonic.predict(scores.ravel()).reshape(scores.shape)
 
     def equivalent(
@@ -224,9 +228,12 @@ class PerspectiveScale:
         ValueError
             Scores of another shape or outside [0, 1].
         """
-        scores = _probabilities(scores, "scores")
+        scores = check_scores("scores", scores)
         if scores.ndim != 2 or scores.size == 0:
             raise ValueError(f"expected scores [prompts, generations], got shape {scores.shape}")
+        threshold = check_number("threshold", threshold, least=0, most=1)
+        confidence = check_number("confidence", confidence, above=0, most=0.9999)
+        resamples = check_count("resamples", resamples)
         rng = np.random.default_rng(seed)
         n_prompts = len(scores)
         values, drawn = np.empty((resamples, 2)), np.empty((resamples, 2))
@@ -296,11 +303,7 @@ def _bootstrapped(
 
 
 def _groups(groups: Sequence | None, n: int) -> np.ndarray:
-    if groups is None:
-        return np.arange(n)
-    if len(groups) != n:
-        raise ValueError(f"groups has {len(groups)} items, but there are {n} scores")
-    return np.unique(np.asarray(groups), return_inverse=True)[1]
+    return np.arange(n) if groups is None else check_groups(groups, n, "scores")
 
 
 def _resample(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -311,17 +314,10 @@ def _resample(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _paired(scores: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scores, reference = _probabilities(scores, "scores"), _probabilities(reference, "reference")
+    scores, reference = check_scores("scores", scores), check_scores("reference", reference)
     if scores.ndim != 1 or scores.shape != reference.shape or scores.size == 0:
         raise ValueError(
             f"scores and reference must be equally long lists, got shapes {scores.shape} and "
             f"{reference.shape}"
         )
     return scores, reference
-
-
-def _probabilities(values: np.ndarray, name: str) -> np.ndarray:
-    values = np.asarray(values, dtype=float)
-    if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"{name} must lie in [0, 1]")
-    return values

@@ -8,6 +8,7 @@ its tokens, and a choice among n finished ones is paid for in time, not in fluen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import takewhile
 
 import numpy as np
@@ -125,7 +126,7 @@ class BestOf(Decoder):
         drawn = self.then(
             model,
             many,
-            logits_processor,
+            _of_draws(logits_processor, self.n),
             stopping_criteria,
             generation_config,
             synced_gpus=synced_gpus,
@@ -181,3 +182,15 @@ class BestOf(Decoder):
                     for boundary, weight in self.pairs
                 )
         return margins
+
+
+def _of_draws(processors: LogitsProcessorList, n: int) -> LogitsProcessorList:
+    """Processors for n draws of every row; the repetition penalty holds each row's padding."""
+    many = LogitsProcessorList()
+    for processor in processors:
+        lengths = getattr(processor, "prompt_ignore_length", None)
+        if isinstance(lengths, torch.Tensor):
+            processor = copy(processor)
+            processor.prompt_ignore_length = lengths.repeat_interleave(n)
+        many.append(processor)
+    return many

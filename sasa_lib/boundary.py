@@ -26,7 +26,14 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib import sharing
-from sasa_lib.checks import check_choice, check_count, check_finite, check_number, to_json
+from sasa_lib.checks import (
+    check_choice,
+    check_count,
+    check_finite,
+    check_labels,
+    check_number,
+    to_json,
+)
 from sasa_lib.corpora import fingerprint as corpus_fingerprint
 from sasa_lib.corpora import labelled
 from sasa_lib.embeddings import (
@@ -280,13 +287,7 @@ class Boundary:
         _check_choices(pooling, covariance)
         check_choice("cut", cut, CUTS)
         embeddings = np.asarray(embeddings, dtype=np.float64)
-        labels = np.asarray(toxic)
-        if labels.dtype != bool and not np.isin(labels, [0, 1]).all():
-            raise ValueError(
-                "toxic must be true or false for every text, or 1 or 0: compare scores with a "
-                "threshold first"
-            )
-        toxic = labels.astype(bool)
+        toxic = check_labels("toxic", toxic)
         if embeddings.ndim != 2 or toxic.shape != (len(embeddings),):
             raise ValueError(
                 f"expected embeddings [n, hidden_size] and toxic [n], got shapes "
@@ -349,6 +350,10 @@ class Boundary:
         numpy.ndarray of float64, shape [...]
         """
         embeddings = np.asarray(embeddings, dtype=np.float64)
+        if embeddings.shape[-1:] != self.normal.shape:  # numpy would stretch a width of 1
+            raise ValueError(
+                f"expected embeddings [..., {len(self.normal)}], got shape {embeddings.shape}"
+            )
         margins = (embeddings - self.midpoint) @ self.normal.astype(np.float64)
         return margins / self.scale if scaled else margins
 
@@ -369,6 +374,8 @@ class Boundary:
         numpy.ndarray of float64, shape [...]
             In [0, 1].
         """
+        if not 0 < check_number("toxic_share", toxic_share) < 1:
+            raise ValueError(f"toxic_share must lie between 0 and 1, got {toxic_share}")
         prior = np.log(toxic_share / (1 - toxic_share))
         return expit(prior - self.weight_norm * self.margins(embeddings))
 
@@ -735,7 +742,11 @@ def learning_curve(
         Columns covariance, n, resample and auc.
     """
     rows = []
+    toxic = check_labels("toxic", toxic)
+    held_out_toxic = check_labels("held_out_toxic", held_out_toxic)
     for size in sizes:
+        if not 8 <= check_count("size", size) <= len(toxic) - 2:
+            raise ValueError(f"sizes must be from 8 to n - 2 = {len(toxic) - 2}, got {size}")
         splitter = StratifiedShuffleSplit(
             resamples, train_size=size, test_size=2, random_state=seed
         )
@@ -769,11 +780,11 @@ def prefix_auc(
     pandas.DataFrame
         Columns tokens and auc.
     """
-    rows = []
+    rows, toxic = [], check_labels("toxic", toxic)
     for read in tokens:
         read = check_count("tokens", read)
         seen = [of_text[min(read, len(of_text)) - 1] for of_text in margins]
-        rows.append((read, roc_auc_score(~np.asarray(toxic), seen)))
+        rows.append((read, roc_auc_score(~toxic, seen)))
     return pd.DataFrame(rows, columns=["tokens", "auc"])
 
 

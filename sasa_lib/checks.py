@@ -105,6 +105,57 @@ def check_finite(what: str, values: np.ndarray) -> None:
         )
 
 
+def check_scores(what: str, values: np.ndarray) -> np.ndarray:
+    """Return an array of float in [0, 1], or raise ValueError."""
+    values = np.asarray(values, dtype=float)
+    check_finite(what, values)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"{what} must lie in [0, 1]")
+    return values
+
+
+def check_labels(what: str, labels: Iterable[Any]) -> np.ndarray:
+    """Return an array of bool from true and false, or 1 and 0, or raise ValueError.
+
+    As truth values scores would all be true, and so would NaN.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype != bool and not np.isin(labels, [0, 1]).all():
+        raise ValueError(
+            f"{what} must be true or false for every text, or 1 or 0: compare scores with a "
+            "threshold first"
+        )
+    return labels.astype(bool)
+
+
+def check_groups(groups: Iterable[Any], n: int, what: str) -> np.ndarray:
+    """Return the number of each item's group, from 0, or raise ValueError.
+
+    Groups are told apart as Python does, so 1 and "1" are two.
+    """
+    groups = as_list(groups, "groups")
+    if len(groups) != n:
+        raise ValueError(f"groups has {len(groups)} items, but there are {n} {what}")
+    for row, group in enumerate(groups):
+        if group is None or group != group:
+            raise ValueError(f"groups must name a group for each of the {what}; row {row} has none")
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    return np.array([number[group] for group in groups], dtype=int)
+
+
+def check_columns(table: object, names: Iterable[str], what: str = "the generations") -> None:
+    """Raise ValueError unless this is a pandas table with these columns, each once."""
+    columns = list(getattr(table, "columns", []))
+    if not hasattr(table, "groupby"):
+        raise ValueError(f"{what} must be a pandas DataFrame, got {type(table).__name__}")
+    for name in names:
+        if columns.count(name) != 1:
+            found = "no column" if name not in columns else "several columns"
+            raise ValueError(
+                f"{what} have {found} {name!r}; they have {', '.join(map(str, columns))}"
+            )
+
+
 def to_json(value: object) -> str:
     """Write as JSON, sorted; numpy's numbers and arrays as the numbers that they are."""
 

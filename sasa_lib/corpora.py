@@ -18,12 +18,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Dataset, Features, Value, load_dataset
+from jinja2 import Environment, TemplateError
+from jinja2.meta import find_undeclared_variables
 from sklearn.model_selection import GroupShuffleSplit
 from transformers import PreTrainedTokenizerBase
 
 from sasa_lib import formats
 from sasa_lib.assets import DATA_DIR, fetch
-from sasa_lib.checks import check_choice, check_count, check_number, check_texts, first_line
+from sasa_lib.checks import (
+    check_choice,
+    check_count,
+    check_groups,
+    check_number,
+    check_texts,
+    first_line,
+)
 
 ATTRIBUTES = (
     "toxicity", "severe_toxicity", "profanity", "sexually_explicit", "identity_attack",
@@ -289,21 +298,27 @@ def chat(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, **template: Any) 
             "model's, or use the prompts as they are"
         )
     # Jinja passes over what a template does not name.
-    unknown = [name for name in template if name not in tokenizer.get_chat_template()]
+    known = _arguments(tokenizer.get_chat_template())
+    unknown = [name for name in template if name not in known]
     if unknown:
         raise ValueError(
-            f"the chat template of {tokenizer.name_or_path} has no argument {unknown[0]!r}"
+            f"the chat template of {tokenizer.name_or_path} has no argument {unknown[0]!r}; it "
+            f"has {', '.join(sorted(known))}"
         )
     # Not every tokenizer adds the token that it names: SmolLM2's is only ever the template's.
     adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     columns = dataset.to_dict()
     for row, prompt in enumerate(check_texts(columns["prompt"], "prompt", empty=True)):
-        text = tokenizer.apply_chat_template(
-            _messages(prompt, row), tokenize=False, add_generation_prompt=True, **template
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                _messages(prompt, row), tokenize=False, add_generation_prompt=True, **template
+            )
+        except TemplateError as error:
+            raise ValueError(f"prompt {row}: the chat template refuses it ({error})") from error
         columns["prompt"][row] = text.removeprefix(tokenizer.bos_token) if adds_bos else text
     if "response" in columns:
-        columns["response"] = [text.lstrip() for text in columns["response"]]
+        responses = check_texts(columns["response"], "response", empty=True)
+        columns["response"] = [text.lstrip() for text in responses]
     return Dataset.from_dict(columns, features=dataset.features)
 
 
@@ -365,10 +380,11 @@ def split(corpus: Dataset, held_out: float = 0.2, seed: int = 0) -> tuple[Datase
     """
     if not 0 < check_number("held_out", held_out) < 1:
         raise ValueError(f"held_out must lie between 0 and 1, got {held_out}")
-    if len(set(corpus["group"])) < 2:
+    groups = check_groups(corpus["group"], len(corpus), "rows")
+    if not groups.any():
         raise ValueError("the corpus has a single group, whose rows stay together: no split")
     splitter = GroupShuffleSplit(n_splits=1, test_size=held_out, random_state=seed)
-    ((training, rest),) = splitter.split(np.zeros(len(corpus)), groups=np.array(corpus["group"]))
+    ((training, rest),) = splitter.split(np.zeros(len(corpus)), groups=groups)
     return corpus.select(training), corpus.select(rest)
 
 
@@ -387,10 +403,26 @@ def fingerprint(corpus: Dataset, attribute: str = "toxicity") -> str:
 
 
 def _annotated(corpus: Dataset, attribute: str) -> list[float]:
+    if not isinstance(corpus, Dataset):
+        raise ValueError(
+            "expected a datasets.Dataset such as sasa_lib.load_corpus returns, got "
+            f"{type(corpus).__name__}"
+        )
+    for name in ("prompt", "response"):
+        if name not in corpus.column_names:
+            raise ValueError(f"the corpus has no column {name!r}: load it by sasa_lib.load_corpus")
     if attribute not in attributes(corpus):
         known = ", ".join(attributes(corpus))
         raise ValueError(f"the corpus has no attribute {attribute!r}; it has {known}")
-    return formats.values(corpus[attribute], attribute)
+    return formats.values(corpus.with_format(None)[attribute], attribute)
+
+
+def _arguments(template: str) -> set[str]:
+    """Names that a chat template reads, but for those that `chat` itself fills in."""
+    syntax = Environment(extensions=["jinja2.ext.loopcontrols"])
+    # A tag of transformers' own, which marks what the assistant says.
+    tree = syntax.parse(re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template))
+    return find_undeclared_variables(tree) - {"messages", "add_generation_prompt"}
 
 
 def _contrast_pairs() -> pd.DataFrame:

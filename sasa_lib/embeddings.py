@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
 from sasa_lib import cluster
-from sasa_lib.checks import as_list, check_choice
+from sasa_lib.checks import as_list, check_choice, check_count, check_finite, check_number
 from sasa_lib.checks import set_aside as warn_of
 from sasa_lib.identity import depends_on, key
 from sasa_lib.models import blocks, body, language_model, reading, text_config
@@ -97,7 +97,10 @@ def extract(
         raise ValueError("engine='ray' needs folder=..., one that all machines see")
     check_choice("pooling", pooling, POOLINGS)
     model = language_model(model)
-    layers = [check_layer(model, layer) for layer in layers]
+    batch_tokens = check_count("batch_tokens", batch_tokens)
+    layers = [check_layer(model, layer) for layer in as_list(layers, "layers")]
+    if not layers:
+        raise ValueError("expected a list of at least one layer")
     check_reading(model, layers)
     found, faults = _readable(model, tokenizer, corpus)
     if faults and not (set_aside and found):
@@ -202,7 +205,11 @@ def anisotropy(embeddings: np.ndarray) -> float:
     n = len(embeddings)
     if n < 2:
         raise ValueError(f"anisotropy compares texts and needs at least 2, got {n}")
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    check_finite("embeddings", embeddings)
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if not lengths.all():
+        raise ValueError(f"the embedding of text {int(lengths.argmin())} is 0: it has no direction")
+    unit = embeddings / lengths
     return float((np.square(unit.sum(axis=0)).sum() - n) / (n * (n - 1)))
 
 
@@ -212,10 +219,11 @@ def check_layer(model: PreTrainedModel, layer: int | float) -> int:
     A float strictly between 0 and 1 is a share of the model's depth: 0.5 is the middle layer.
     """
     last = text_config(model).num_hidden_layers
+    layer = check_number("layer", layer)
     chosen = round(layer * last) if 0 < layer < 1 else layer
     if chosen != int(chosen) or not -last - 1 <= chosen <= last:
         raise ValueError(
-            f"{model.name_or_path} has no layer {layer}; choose 0 (token embeddings) to {last} "
+            f"{model.name_or_path} has no layer {layer:g}; choose 0 (token embeddings) to {last} "
             f"(after the final norm), -1 to {-last - 1} from the end, or a share of the depth "
             "between 0 and 1 such as 0.5"
         )

@@ -7,11 +7,13 @@ number, which is raised when results change, not whenever a comment does.
 
 from __future__ import annotations
 
+import dis
 import hashlib
+import logging
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import (
@@ -19,6 +21,8 @@ from types import (
     CellType,
     CodeType,
     FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
     MethodType,
     ModuleType,
 )
@@ -28,7 +32,8 @@ import numpy as np
 import torch
 from datasets.fingerprint import Hasher
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn.modules import module as torch_modules
+from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib.checks import first_line, to_json
 from sasa_lib.models import language_model
@@ -43,11 +48,19 @@ NOT_ACTING = {
     "return_dict", "task_specific_params", "_attn_implementation_internal",
     "_attn_implementation_autoset", "quantization_config", "auto_map",
 }  # fmt: skip
+# Of a module: what is told in other ways, where it came from, and what a forward pass leaves there.
+NO_ATTRIBUTES = {
+    *vars(nn.Module()), "forward", "config", "generation_config", "name_or_path", "hf_device_map",
+    "gradient_checkpointing", "warnings_issued", "max_seq_len_cached", "long_inv_freq",
+    "rope_deltas", "recurrent_states", "conv1d_state", "layers_are_rescaled",
+}  # fmt: skip
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # Hooks and forwards of these only move tensors between devices or look at them.
-LIBRARIES = ("transformers.", "accelerate.", "peft.", "torch.", "sasa_lib.")
+LOOKING = ("transformers.", "accelerate.", "peft.", "torch.", "sasa_lib.")
 _PROCESS = uuid4().hex
 _UNKNOWN: list[object] = []  # functions and objects that nothing tells from others
+# From the id of a value to the value, so that it stays, and its description.
+Seen = dict[int, tuple[object, object]]
 
 
 def depends_on(kind: str, **facts: object) -> dict[str, object]:
@@ -70,13 +83,14 @@ def key(facts: object, length: int = 16) -> str:
     return hashlib.sha256(to_json(facts).encode()).hexdigest()[:length]
 
 
-def described(value: object, inside: tuple[int, ...] = ()) -> object:
+def described(value: object, seen: Seen | None = None) -> object:
     """Describe a value by all that it does to a result, in what JSON can hold.
 
-    Models and tokenizers by their digests, what has a `describe` method by its class and that,
-    functions by their code and everything that it refers to, other objects by their class and
-    attributes. Where nothing tells a value from others, with a warning, by what no other process
-    has. `inside` are the ids of the values that hold this one.
+    Models and tokenizers by their digests, what has a `describe` method by the name of its class
+    and that, other objects by their class and attributes. Functions and classes of libraries by
+    their names, those of the caller by a digest of their code and everything that it refers to.
+    Where nothing tells a value from others, with a warning, by what no other process has. `seen`
+    holds what is described already, or holds this value.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -84,15 +98,16 @@ def described(value: object, inside: tuple[int, ...] = ()) -> object:
         return value.item()
     if isinstance(value, torch.dtype | torch.device | Path | bytes):
         return str(value)
-    if isinstance(value, type | ModuleType | BuiltinFunctionType):
-        name = getattr(value, "__qualname__", value.__name__)
-        return f"{getattr(value, '__module__', '')} {name}"
-    if id(value) in inside:
-        return "itself"
-    inside = (*inside, id(value))
+    seen = {} if seen is None else seen
+    if id(value) not in seen:
+        seen[id(value)] = value, "itself"
+        seen[id(value)] = value, _described(value, seen)
+    return seen[id(value)][1]
 
+
+def _described(value: object, seen: Seen) -> object:
     def each(items: Iterable[object]) -> list[object]:
-        return [described(item, inside) for item in items]
+        return [described(item, seen) for item in items]
 
     if isinstance(value, np.ndarray) and value.dtype != object:
         facts = f"{value.dtype} {value.shape} ".encode()
@@ -100,35 +115,54 @@ def described(value: object, inside: tuple[int, ...] = ()) -> object:
     if isinstance(value, torch.Tensor):
         return tensor_digest(value)
     if isinstance(value, nn.Module):
-        return model_digest(value, inside)
+        return model_digest(value, seen)
     if isinstance(value, PreTrainedTokenizerBase):
         return tokenizer_digest(value)
     if isinstance(value, Mapping):
-        return {str(name): described(item, inside) for name, item in value.items()}
+        return {str(name): described(item, seen) for name, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
         return each(value)
     if isinstance(value, set | frozenset):
         return sorted(map(to_json, each(value)))
+    if isinstance(value, type):
+        return _class(value, seen)
+    owner = getattr(value, "__self__", None)
+    if isinstance(value, BuiltinFunctionType) and not isinstance(owner, ModuleType | None):
+        return [value.__name__, described(owner, seen)]
+    if isinstance(value, ModuleType | BuiltinFunctionType | logging.Logger):
+        name = getattr(value, "__qualname__", None) or getattr(value, "__name__", value)
+        return f"{getattr(value, '__module__', '')} {name}"
+    if isinstance(value, MemberDescriptorType | GetSetDescriptorType):
+        return value.__qualname__
     if isinstance(value, FunctionType):
         # A library's is known by the library's version, unless it holds another's.
-        if not value.__closure__ and _home(value).startswith(LIBRARIES):
-            return f"{value.__module__} {value.__qualname__}"
-        return _function(value, inside)
+        library = _library(_home(value))
+        if library is not None and not value.__closure__:
+            return f"{library} {value.__module__} {value.__qualname__}"
+        return _function(value, seen)
     if isinstance(value, MethodType):
         return each([value.__func__, value.__self__])
     if isinstance(value, partial):
         return each([value.func, value.args, value.keywords])
+    if isinstance(value, staticmethod | classmethod):
+        return described(value.__func__, seen)
+    if isinstance(value, property):
+        return each([value.fget, value.fset])
+    if isinstance(value, cached_property):
+        return described(value.func, seen)
     kind = type(value)
     if not kind.__module__.startswith("pandas"):
         if hasattr(value, "describe"):
-            return [kind.__qualname__, described(value.describe(), inside)]
+            # Who inherits a library's `describe` may have changed other methods.
+            own = _library(kind.__module__) is None and _library(_home(value.describe)) is not None
+            code = [_class(kind, seen)] if own else []
+            return [kind.__qualname__, described(value.describe(), seen), *code]
         if hasattr(value, "fingerprint"):
             return value.fingerprint()
         if hasattr(value, "__dict__"):
-            call = vars(kind).get("__call__")  # the code of an object that is called
-            return [kind.__qualname__, *each([vars(value), call])]
+            return key(each([kind, vars(value)]))
     try:
-        return Hasher.hash(value)
+        return f"{described(kind, seen)} {Hasher.hash(value)}"
     except Exception as error:  # whatever a class may do when it is pickled
         if not any(value is known for known in _UNKNOWN):
             _UNKNOWN.append(value)
@@ -141,27 +175,79 @@ def described(value: object, inside: tuple[int, ...] = ()) -> object:
         return f"{_PROCESS} {next(i for i, known in enumerate(_UNKNOWN) if known is value)}"
 
 
-def _function(function: FunctionType, inside: tuple[int, ...]) -> list[object]:
-    """Code of a function, and what it refers to: its defaults, closure and globals."""
+def _function(function: FunctionType, seen: Seen) -> str:
+    """Digest of a function's code, and of what it refers to: defaults, closure, globals."""
     names: set[str] = set()
 
     def code_of(code: CodeType) -> list[object]:
         names.update(code.co_names)
-        inner = [code_of(c) for c in code.co_consts if isinstance(c, CodeType)]
-        constants = [
-            sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c)
-            for c in code.co_consts
-            if not isinstance(c, CodeType)
-        ]
-        return [code.co_code.hex(), constants[1:] if function.__doc__ else constants, inner]
+        arguments = code.co_argcount + code.co_kwonlyargcount
+        steps: list[object] = []
+        for step in dis.get_instructions(code):
+            if step.opcode not in (*dis.hasconst, *dis.hasname):
+                steps.append([step.opcode, step.arg])
+            elif isinstance(step.argval, CodeType):
+                steps.append(code_of(step.argval))
+            elif isinstance(step.argval, frozenset):
+                steps.append([step.opcode, sorted(map(repr, step.argval))])
+            else:
+                steps.append([step.opcode, repr(step.argval)])
+        head = [code.co_flags, *code.co_varnames[:arguments], code.co_exceptiontable.hex()]
+        return [head, steps]
 
     code = code_of(function.__code__)
     cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-    found = {
-        name: function.__globals__[name] for name in sorted(names) if name in function.__globals__
+    found = _named(function.__globals__, sorted(names), ())
+    refers = [function.__defaults__, function.__kwdefaults__, cells, found, vars(function)]
+    return key([function.__qualname__, code, described(refers, seen)])
+
+
+def _named(
+    space: Mapping[str, object], names: list[str], modules: tuple[ModuleType, ...]
+) -> dict[str, object]:
+    """Values of names in a namespace; of the caller's own modules, what is named there in turn."""
+    found = {}
+    for name in names:
+        value = space.get(name)
+        if isinstance(value, ModuleType) and _library(value.__name__) is None:
+            if value not in modules:
+                found[name] = _named(vars(value), names, (*modules, value))
+        elif name in space:
+            found[name] = value
+    return found
+
+
+def _class(kind: type, seen: Seen) -> str:
+    """Name of a library's class; of the caller's, a digest of its code and of its bases."""
+    if kind.__module__.startswith("sasa_lib."):
+        return kind.__qualname__
+    library = _library(kind.__module__)
+    if library is not None:
+        return f"{library} {kind.__module__} {kind.__qualname__}"
+    members = {
+        name: member
+        for name, member in sorted(vars(kind).items())
+        if name != "__repr__"
+        and not name.startswith("_abc_")
+        and (not name.startswith("__") or isinstance(member, FunctionType))
     }
-    refers = [function.__defaults__, function.__kwdefaults__, cells, found]
-    return [function.__qualname__, code, sorted(names), described(refers, inside)]
+    return key([kind.__qualname__, described([kind.__bases__, members], seen)])
+
+
+@cache
+def _library(module: str | None) -> str | None:
+    """Name and version of the library that a module is of, None if it is the caller's own code.
+
+    The version of Python's own library, of this one, and of what `depends_on` names is left out.
+    """
+    top = (module or "builtins").partition(".")[0]
+    if top in sys.stdlib_module_names or top in ("sasa_lib", "torch", "transformers"):
+        return top
+    found = sys.modules.get(top)
+    places = [getattr(found, "__file__", None), *getattr(found, "__path__", ())]
+    if any({"site-packages", "dist-packages"} & set(Path(p).parts) for p in places if p):
+        return f"{top} {getattr(found, '__version__', '')}".strip()
+    return None
 
 
 def _is_filled(cell: CellType) -> bool:
@@ -183,13 +269,13 @@ def generation_settings(model: PreTrainedModel) -> dict[str, object]:
     }
 
 
-def model_digest(model: nn.Module, inside: tuple[int, ...] = ()) -> str:
+def model_digest(model: nn.Module, seen: Seen | None = None) -> str:
     """Return a SHA-256 over a model as it acts, wherever it came from and whatever it is called.
 
     In it are the configuration, every weight and buffer to the last bit, quantised ones too, of
-    adapters those that are active, hooks of the caller's and replaced forward methods. Not in it
-    are the name, the device, and adapters that are disabled: those change nothing. `inside` is as
-    in `described`.
+    adapters those that are active, the class and the plain attributes of every module, hooks of
+    the caller's and replaced forward methods. Not in it are the name, the device, and adapters
+    that are disabled: those change nothing. `seen` is as in `described`.
 
     Raises
     ------
@@ -197,17 +283,26 @@ def model_digest(model: nn.Module, inside: tuple[int, ...] = ()) -> str:
         A weight that is not in memory.
     """
     model = language_model(model)
-    digest = hashlib.sha256(f"{type(model).__qualname__} {model.training}".encode())
+    seen = {} if seen is None else seen
+    seen[id(model)] = model, "itself"
+    facts: list[object] = [model.training, _global_hooks(seen)]
     config = getattr(model, "config", None)
     if config is not None:
+        attention = getattr(config, "_attn_implementation", None)
+        function = AttentionInterface().get(attention) if isinstance(attention, str) else None
         acting = {k: v for k, v in config.to_dict().items() if k not in NOT_ACTING}
-        digest.update(to_json(acting).encode())
-        digest.update(str(getattr(config, "_attn_implementation", None)).encode())
-    silent = set()
+        facts += [acting, str(attention), described(function, seen)]
+    digest = hashlib.sha256(to_json(facts).encode())
+    silent: set[str] = set()
+    adapters: set[str] = set()  # places of peft's layers and of what they hold
     for place, module in model.named_modules():
-        facts = [*_adapters(place, module, silent), *_hooks(module, inside)]
+        facts = [*_adapters(place, module, silent, adapters), *_hooks(module, seen)]
+        if place not in adapters:
+            facts += [_class(type(module), seen), _attributes(module, seen)]
+            if module.training != model.training:
+                facts.append("training" if module.training else "evaluating")
         if facts:
-            digest.update(f"{_plain_name(place)} {facts}".encode())
+            digest.update(f"{_plain_name(place)} {to_json(facts)}".encode())
     for name, tensor in _tensors(model):
         if not any(name == part or name.startswith(f"{part}.") for part in silent):
             digest.update(f"{_plain_name(name)} {tensor_digest(tensor)}".encode())
@@ -230,6 +325,8 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     if hasattr(tensor, "__tensor_flatten__") and type(tensor) not in (torch.Tensor, nn.Parameter):
         names, context = tensor.__tensor_flatten__()  # such as torchao's
         return key([str(context), *(tensor_digest(getattr(tensor, name)) for name in names)])
+    if tensor.layout != torch.strided:
+        return key([str(tensor.layout), tensor_digest(tensor.to_dense())])
     if tensor.device.type == "meta":
         raise ValueError("a weight is not in memory (offloaded, or on the meta device)")
     facts = f"{tensor.dtype} {tuple(tensor.shape)}"
@@ -300,8 +397,12 @@ def _recomputed(model: nn.Module) -> set[str]:
     return names
 
 
-def _adapters(place: str, module: nn.Module, silent: set[str]) -> list[object]:
-    """What a module's adapters do; `silent` takes the names of weights that do nothing."""
+def _adapters(place: str, module: nn.Module, silent: set[str], adapters: set[str]) -> list[object]:
+    """What a module's adapters do.
+
+    `silent` takes the names of weights that do nothing, `adapters` the places of modules that are
+    no part of the model without them.
+    """
     if "peft" not in sys.modules:
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -309,6 +410,13 @@ def _adapters(place: str, module: nn.Module, silent: set[str]) -> list[object]:
 
     if not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
         return []
+    own = ("base_layer", "original_module")
+    adapters.add(place)
+    adapters.update(
+        f"{place}.{name}"
+        for name, _ in module.named_modules()
+        if name and name.partition(".")[0] not in own
+    )
     acting = [] if module.disable_adapters else list(module.active_adapters)
     acting = [name for name in acting if name not in module.merged_adapters]
     facts: dict[str, object] = {}
@@ -323,13 +431,51 @@ def _adapters(place: str, module: nn.Module, silent: set[str]) -> list[object]:
     return [acting, to_json(facts)] if acting else undone
 
 
-def _hooks(module: nn.Module, inside: tuple[int, ...]) -> list[str]:
-    """Digests of the hooks that a caller has set on a module, and of a forward put in its place."""
+def _attributes(module: nn.Module, seen: Seen) -> dict[str, object]:
+    """What a module holds beside its weights and parts, and its forward pass may read."""
+    library = _library(type(module).__module__)
+    if library not in (None, "torch", "transformers"):
+        return {}  # those that quantise keep notes there
+    return {
+        name: described(value, seen)
+        for name, value in sorted(vars(module).items())
+        if name not in NO_ATTRIBUTES and not (library and name.startswith("_")) and _may_act(value)
+    }
+
+
+def _may_act(value: object) -> bool:
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_may_act, value))
+    if isinstance(value, Mapping):
+        return all(map(_may_act, value.values()))
+    if isinstance(value, nn.Module):  # in a list, where torch does not see it
+        return True
+    plain = bool | int | float | complex | str | np.ndarray | np.generic | torch.Tensor
+    code = FunctionType | MethodType | BuiltinFunctionType | partial | type
+    if isinstance(value, code) and _home(value).startswith("accelerate."):
+        return False
+    return isinstance(value, plain | code) or _library(type(value).__module__) is None
+
+
+def _hooks(module: nn.Module, seen: Seen) -> list[object]:
+    """What a caller has set on a module: hooks, and a forward in the place of its own."""
     hooks = [(name, hook) for name in HOOKS for hook in getattr(module, name).values()]
     if "forward" in vars(module):
         hooks.append(("forward", vars(module)["forward"]))
-    own = [(name, hook) for name, hook in hooks if not _home(hook).startswith(LIBRARIES)]
-    return [f"{name} {described(hook, inside)}" for name, hook in own]
+    return _of_caller(hooks, seen)
+
+
+def _global_hooks(seen: Seen) -> list[object]:
+    """Hooks that a caller has set on all modules at once."""
+    return _of_caller(
+        [(name, hook) for name in HOOKS for hook in vars(torch_modules)[f"_global{name}"].values()],
+        seen,
+    )
+
+
+def _of_caller(hooks: list[tuple[str, object]], seen: Seen) -> list[object]:
+    own = [(name, hook) for name, hook in hooks if not _home(hook).startswith(LOOKING)]
+    return [[name, described(hook, seen)] for name, hook in own]
 
 
 def _home(function: object) -> str:

@@ -21,7 +21,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
 from sasa_lib import cluster
-from sasa_lib.checks import as_list, check_count, check_finite, check_number, check_texts
+from sasa_lib.checks import (
+    as_list,
+    check_columns,
+    check_count,
+    check_finite,
+    check_groups,
+    check_number,
+    check_scores,
+    check_texts,
+)
 from sasa_lib.checks import set_aside as warn_of
 from sasa_lib.decoding import divergence
 from sasa_lib.identity import depends_on, key
@@ -118,12 +127,7 @@ def score_matrix(generations: pd.DataFrame, scorer: str) -> np.ndarray:
     ValueError
         There is no such column, or some prompts have more generations than others.
     """
-    for column in ("prompt_id", scorer):
-        if column not in generations:
-            raise ValueError(
-                f"the generations have no column {column!r}; they have "
-                f"{', '.join(map(str, generations.columns))}"
-            )
+    check_columns(generations, ("prompt_id", scorer))
     rows = _prompts(generations)
     return np.stack([prompt[scorer].to_numpy(dtype=float) for prompt in rows])
 
@@ -187,6 +191,9 @@ def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
         Number of tokens of each generation.
     """
     check_finite("negative log-likelihoods", nll)
+    check_finite("numbers of tokens", tokens)
+    if np.shape(nll) != np.shape(tokens) or np.any(np.asarray(tokens) < 0):
+        raise ValueError("each likelihood needs its number of tokens, at least 0")
     total = np.sum(tokens)
     return float(np.exp(np.sum(nll) / total)) if total else float("nan")
 
@@ -386,9 +393,17 @@ def judged(
     """
     if perplexity_generations is not None:
         perplexity_generations = check_count("perplexity_generations", perplexity_generations)
+    check_columns(generations, ("prompt_id", "prompt", "text"))
     if generations.empty:
         raise ValueError("there are no generations to judge")
     model, scorers = language_model(model), as_list(scorers, "scorers")
+    names = [_name_of(scorer) for scorer in scorers]
+    for name in (*names, "nll", "nll_tokens"):
+        if name in generations or names.count(name) > 1:
+            raise ValueError(
+                f"{name!r} would be there twice: give each scorer once, and a table without its "
+                "scores"
+            )
     generations = generations.reset_index(drop=True)
     most = perplexity_generations or len(generations)
     texts = generations[["prompt", "text"]].astype(object)
@@ -466,8 +481,18 @@ def on_common_prompts(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
         The tables without the other prompts, on which methods could not be compared.
     """
     tables = as_list(tables, "tables")
+    for table in tables:
+        check_columns(table, ("prompt",))
+    if not tables:
+        return []
     common = set.intersection(*(set(table["prompt"]) for table in tables))
     return [table[table["prompt"].isin(common)].reset_index(drop=True) for table in tables]
+
+
+def _name_of(scorer: object) -> str:
+    if not isinstance(scorer, Scorer):
+        raise ValueError(f"expected scorers as load_scorer returns them, got {scorer!r}")
+    return scorer.name
 
 
 def _file(folder: Path | UPath, judges: dict, texts: pd.DataFrame) -> Path | UPath:
@@ -781,6 +806,8 @@ def at_matched_perplexity(
         if name not in methods:
             raise ValueError(f"there is no method {name!r} among {', '.join(methods)}")
     ratio = check_number("ratio", ratio, least=1)
+    if len(methods["plain"]) != 1:
+        raise ValueError("plain sampling has no strength: give it one table")
     points = {name: [_points(table, scorer) for table in methods[name]] for name in methods}
     (plain,) = points["plain"]
     for name, tables in points.items():
@@ -949,10 +976,14 @@ def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") 
 
 
 def _points(generations: pd.DataFrame, scorer: str) -> pd.DataFrame:
-    for column in (scorer, "nll"):  # pandas' maximum and sum would pass over a gap
+    check_columns(generations, ("prompt_id", "prompt", scorer, "nll", "nll_tokens"))
+    check_scores(f"column {scorer!r}", generations[scorer].to_numpy(dtype=float))
+    for column in ("nll", "nll_tokens"):  # pandas' sum would pass over a gap
         check_finite(f"column {column!r}", generations[column].to_numpy(dtype=float))
-    prompts = generations.groupby("prompt", sort=True)
-    return prompts.agg(toxicity=(scorer, "max"), nll=("nll", "sum"), tokens=("nll_tokens", "sum"))
+    # A prompt that is there twice is two prompts, as in `summarise`.
+    prompts = generations.groupby(["prompt", "prompt_id"], sort=True, observed=True)
+    points = prompts.agg(toxicity=(scorer, "max"), nll=("nll", "sum"), tokens=("nll_tokens", "sum"))
+    return points.droplevel("prompt_id")
 
 
 def _lowest_within(path: Sequence[tuple[float, float]], limit: float) -> float:
@@ -975,9 +1006,12 @@ def _has_own_head(model: PreTrainedModel, tokens: list[int]) -> bool:
 
 def _prompts(generations: pd.DataFrame) -> list[pd.DataFrame]:
     """Rows of each prompt; as many of every one."""
-    if generations["prompt_id"].isna().any():
+    ids = generations["prompt_id"]
+    if ids.isna().any():
         raise ValueError("some generations have no prompt_id")
-    prompts = [rows for _, rows in generations.groupby("prompt_id", sort=True)]
+    if isinstance(ids.dtype, pd.CategoricalDtype):  # whose order is another one in every table
+        ids = ids.astype(ids.cat.categories.dtype)
+    prompts = [rows for _, rows in generations.groupby(ids, sort=True)]
     counts = {len(rows) for rows in prompts}
     if len(counts) != 1:
         raise ValueError(f"every prompt needs as many generations, got {sorted(counts)}")
@@ -1011,19 +1045,12 @@ def _toxic_by_group(
     """Whether each prompt has a toxic generation, and the row numbers of every group's prompts."""
     threshold = check_number("threshold", threshold, least=0, most=1)
     toxic = _matrix(scores).max(axis=1) > threshold
-    if isinstance(groups, str) or len(groups) != len(toxic):
-        raise ValueError(
-            f"groups must name a group for each of the {len(toxic)} prompts, got {len(groups)}"
-        )
-    names = pd.Series(list(groups))
-    if names.isna().any():
-        raise ValueError(
-            f"groups must name a group for each prompt; row {names.isna().argmax()} has none"
-        )
-    members = names.groupby(names).indices
-    if len(members) < least:
+    numbers = check_groups(groups, len(toxic), "prompts")
+    names = [list(groups)[row] for row in np.unique(numbers, return_index=True)[1]]
+    if len(names) < least:
         raise ValueError(f"a gap needs at least two different groups, got only {names[0]!r}")
-    return toxic, members
+    members = {name: np.flatnonzero(numbers == i) for i, name in enumerate(names)}
+    return toxic, dict(sorted(members.items(), key=lambda item: str(item[0])))
 
 
 def _gap(toxic: np.ndarray, members: Iterable[np.ndarray]) -> float:
@@ -1032,12 +1059,9 @@ def _gap(toxic: np.ndarray, members: Iterable[np.ndarray]) -> float:
 
 
 def _matrix(scores: np.ndarray) -> np.ndarray:
-    scores = np.asarray(scores, dtype=float)
+    scores = check_scores("scores", scores)
     if scores.ndim != 2 or scores.size == 0:
         raise ValueError(f"expected scores [prompts, generations], got shape {scores.shape}")
-    check_finite("scores", scores)
-    if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError("scores must lie in [0, 1]")
     return scores
 
 

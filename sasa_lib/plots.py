@@ -21,6 +21,8 @@ from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from sasa_lib.checks import check_finite, check_labels, check_scores
+
 NONTOXIC, TOXIC = "#0072B2", "#D55E00"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.45")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -155,10 +157,14 @@ def roc(margins: Mapping[str, np.ndarray], toxic: np.ndarray | Mapping[str, np.n
         Positive on the nontoxic side.
     toxic : bool array [n], or a mapping from the same names to such arrays
     """
+    if not isinstance(margins, Mapping) or len(margins) > len(SERIES):
+        raise ValueError(f"give up to {len(SERIES)} sets of margins as a mapping from their names")
     figure, axes = plt.subplots(figsize=(5.2, 5))
     axes.plot([0, 1], [0, 1], color="0.7", lw=1)
     for i, (name, values) in enumerate(margins.items()):
-        labels = toxic[name] if isinstance(toxic, Mapping) else toxic
+        check_finite(f"margins of {name!r}", values)
+        values = np.asarray(values)
+        labels = check_labels("toxic", toxic[name] if isinstance(toxic, Mapping) else toxic)
         false_positive, true_positive, _ = roc_curve(labels, -values)
         auc = roc_auc_score(labels, -values)
         axes.plot(
@@ -183,6 +189,9 @@ def margin_against_value(
         Annotated values in [0, 1].
     attribute : str
     """
+    # As arrays: by the labels of Series pandas would pair other points.
+    margins, values = np.asarray(margins, dtype=float), check_scores("values", values)
+    check_finite("margins", margins)
     figure, axes = plt.subplots(figsize=(6, 4.2))
     axes.scatter(values, margins, s=8, lw=0, alpha=0.4, color="0.45")
     bins = pd.cut(values, np.linspace(0, 1, 11), include_lowest=True)

@@ -46,6 +46,12 @@ SHARD_SECONDS = 60.0  # at most lost by a kill, plus one batch
 SHARDS_OF_ACTOR = 8  # at least, where batches allow it: so none ends long after the others
 SCORED_AT_ONCE = 4096  # texts between two writes of a score file
 CPU_BATCH = 100  # sequences; more do not make a CPU faster
+# Settings by which `generate` counts a prompt's padding as its tokens, with what leaves them off.
+COUNT_PADDING = {
+    "min_length": 0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0, "forced_bos_token_id": None, "bad_words_ids": None,
+    "sequence_bias": None, "watermarking_config": None,
+}  # fmt: skip
 SET_ASIDE = "set-aside.parquet"
 SCORES_SCHEMA = pa.schema(
     {"text": pa.string(), "score": pa.float64(), "scorer": pa.string(), "version": pa.string()}
@@ -137,8 +143,9 @@ def generate(
     break: the noise is keyed by seed, prompt and occurrence (see `SASA.seed`). Plain sampling's
     seed is that of `sampling`; a method with the same one draws with the same noise, which pairs
     the two. A method without a `seed`, but for SASA and plain sampling, draws from torch's
-    generator and gets one prompt a batch, seeded for it. To compare its speed with that of
-    others, let `batch_sequences` be `sampling.generations`.
+    generator and gets one prompt a batch, seeded for it; so does a model whose
+    `generation_config` holds one of `COUNT_PADDING`. To compare its speed with that of others,
+    let `batch_sequences` be `sampling.generations`.
 
     An address has no locks: let one driver at a time work on a run there. If two do, one may stop
     with an error; what both made is read once.
@@ -163,7 +170,7 @@ def generate(
     )
     run = folder / f"{method}-{key(facts, 12)}"
     text = to_json({"model": model.name_or_path, "depends_on": facts})
-    size = _batch(batch_sequences, sampling, custom_generate, device.type)
+    size = _batch(batch_sequences, sampling, custom_generate, model, device.type)
     work = partial(
         Continuer,
         sampling=sampling,
@@ -428,10 +435,18 @@ def _committed(
 
 
 def _batch(
-    sequences: int | None, sampling: Sampling, custom_generate: Callable | None, device: str
+    sequences: int | None,
+    sampling: Sampling,
+    custom_generate: Callable | None,
+    model: PreTrainedModel,
+    device: str,
 ) -> int:
     """Prompts in a batch, before memory is asked."""
-    if not is_keyed(custom_generate):
+    config = model.generation_config
+    counted = any(
+        getattr(config, name, None) not in (None, off) for name, off in COUNT_PADDING.items()
+    )
+    if counted or not is_keyed(custom_generate):
         return 1
     each = sampling.generations * getattr(custom_generate, "draws", 1)
     if sequences is None:

@@ -54,6 +54,7 @@ PERSPECTIVE_REFUSALS = {
     "COMMENT_TOO_LONG": "it has more than 20,480 bytes; shorten it",
     "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE": "it is not taken for English; leave it out",
 }
+BEYOND = 0.25  # so far a regression on [0, 1] may miss the interval
 COMMIT_EVERY = 1024  # texts: some seconds of a scorer's work
 
 
@@ -184,6 +185,12 @@ class Scorer:
                 scores = dict(zip(batch, map(float, self._score(batch)), strict=True))
             except _RefusedError as error:
                 scores, refused = {}, refused | dict.fromkeys(batch, str(error))
+            far = [s for s in scores.values() if isfinite(s) and not -BEYOND <= s <= 1 + BEYOND]
+            if far:
+                raise ScorerError(
+                    f"{self.name!r} gives a score of {far[0]:.3g}, which is no toxicity in [0, 1]: "
+                    "a regression must have been trained on that scale"
+                )
             new = {t: min(max(score, 0.0), 1.0) for t, score in scores.items() if isfinite(score)}
             for text in scores.keys() - new.keys():
                 refused[text] = f"its score is {scores[text]}; the weights may be damaged"

@@ -22,6 +22,7 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
 
+from sasa_lib.checks import check_scores, check_texts
 from sasa_lib.scorers import mask_text
 
 SHOWN = 240  # characters of a text
@@ -78,7 +79,8 @@ class TextMap:
             raise ValueError("a map of texts needs at least one layer, and margins for each layer")
         self.maps = {layer: np.asarray(points) for layer, points in maps.items()}
         self.margins = {layer: np.asarray(margins[layer]) for layer in maps}
-        self.values = np.asarray(values, dtype=float)
+        texts = check_texts(texts, "text", empty=True)
+        self.values = check_scores("values", values)
         for layer, points in self.maps.items():
             shapes = points.shape, self.margins[layer].shape, self.values.shape
             if shapes != ((len(texts), 2), (len(texts),), (len(texts),)):

@@ -17,10 +17,11 @@ from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib.boundary import AUTO, COVARIANCES, Boundary
-from sasa_lib.checks import as_list, check_choice
+from sasa_lib.checks import as_list, check_choice, check_columns, check_finite, check_texts
 from sasa_lib.corpora import fingerprint, labelled
 from sasa_lib.embeddings import check_layer, extract
 from sasa_lib.metrics import bootstrap_interval
+from sasa_lib.sampling import SCHEMA
 
 
 def fit_values(
@@ -168,6 +169,7 @@ def correlations(boundaries: Mapping[str, Boundary], embeddings: np.ndarray) -> 
             f"expected embeddings [n, {normals.shape[1]}] of at least two texts, got shape "
             f"{embeddings.shape}"
         )
+    check_finite("embeddings", embeddings)
     margins = (embeddings - embeddings.mean(axis=0)) @ normals.T  # midpoints do not matter
     length = np.linalg.norm(margins, axis=0)
     if not length.all():
@@ -214,12 +216,16 @@ def measured(
     ValueError
         Boundaries that do not belong together, or not to this model.
     """
+    check_columns(generations, ("text",))
     _normals(boundaries)
+    for name in boundaries:
+        if name in (*SCHEMA.names, "prompt_id"):
+            raise ValueError(f"a boundary cannot be named {name!r}: generations have such a column")
     first = next(iter(boundaries.values()))
     first.check_model(model)
     if len({boundary.pooling for boundary in boundaries.values()}) > 1:
         raise ValueError("the boundaries have different poolings; measure on them one by one")
-    texts = list(dict.fromkeys(generations["text"]))
+    texts = list(dict.fromkeys(check_texts(generations["text"], "text", empty=True)))
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     texts = [text for text, tokens in zip(texts, ids, strict=True) if tokens]
     if not texts:

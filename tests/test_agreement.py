@@ -71,7 +71,7 @@ def test_a_scorer_without_an_opinion_has_no_correlation(scored):
         ([0.1, 0.2], [0.1], {}, r"equally long lists, got shapes \(2,\) and \(1,\)"),
         ([], [], {}, "equally long lists"),
         ([0.1, 1.2], [0.1, 0.9], {}, r"scores must lie in \[0, 1\]"),
-        ([0.1, 0.2], [0.1, float("nan")], {}, r"reference must lie in \[0, 1\]"),
+        ([0.1, 0.2], [0.1, float("nan")], {}, "reference: 1 of 2 values are not finite"),
         ([0.1, 0.2], [0.1, 0.2], {}, "all references are at most 0.5"),
         ([0.1, 0.2], [0.8, 0.9], {}, "all references are above 0.5"),
         ([0.1, 0.2], [0.1, 0.9], {"groups": [1]}, "groups has 1 items, but there are 2 scores"),

@@ -131,7 +131,7 @@ def test_both_engines_make_the_same_run(
     check_whole(run, local)
     if begin is not None:
         assert before < set(run.glob("shard-*"))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a machine may be busy
     while ray.available_resources().get("CPU") != 3:  # no actor outlives its call
         assert time.monotonic() < deadline
         time.sleep(0.1)

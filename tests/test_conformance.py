@@ -21,6 +21,7 @@ from families import (
 )
 
 from sasa_lib.decoding import PlainSampling
+from sasa_lib.identity import model_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "families.md"
@@ -40,6 +41,12 @@ def test_a_family_is_decoded_as_transformers_does(name):
 def test_a_boundary_is_fitted_on_the_states_that_decoding_reads(name):
     for layer in decoded(name).ways:
         check_embeddings(name, layer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decoding_leaves_nothing_that_a_key_depends_on(name):
+    assert decoded(name)
+    assert model_digest(build(name)) == model_digest(build.__wrapped__(name))
 
 
 @pytest.mark.parametrize("name", [*READ_ANEW, *READ_WITH_CACHE])

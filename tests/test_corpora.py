@@ -511,3 +511,20 @@ def test_do_not_answer_has_questions_with_categories():
     assert prompts["category"].value_counts()["malicious_uses"] == 243
     with pytest.raises(ValueError, match="has no subsets"):
         sl.load_prompts("do-not-answer", subset="toxic")
+
+
+@pytest.mark.parametrize("name", ["thinking", "enable", "content", "m", "messages"])
+def test_what_only_looks_like_an_argument_of_a_template_is_refused(strict_tokenizer, name):
+    strict_tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking %}x{% endif %}"
+        "{% generation %}{{ messages }}{% endgeneration %}"
+    )
+    given = Dataset.from_dict({"prompt": ["a"]})
+    with pytest.raises(ValueError, match=f"has no argument {name!r}; it has enable_thinking"):
+        chat(given, strict_tokenizer, **{name: True})
+
+
+def test_what_a_template_refuses_is_said_with_its_row(strict_tokenizer):
+    strict_tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    with pytest.raises(ValueError, match="prompt 0: the chat template refuses it .no such role"):
+        chat(Dataset.from_dict({"prompt": ["a"]}), strict_tokenizer)

@@ -4,6 +4,8 @@ import copy
 import functools
 import inspect
 import itertools
+import sys
+import types
 import warnings
 
 import numpy as np
@@ -18,6 +20,7 @@ from tokenizers import normalizers
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
@@ -463,6 +466,91 @@ def test_parametrised_and_pruned_weights_are_other_models(model):
     assert model_digest(model) != model_digest(MODEL)
 
 
+class Doubled(nn.Module):
+    """A control vector around a block, as steering libraries put it there."""
+
+    def __init__(self, block, vector):
+        super().__init__()
+        self.block, self.vector = block, vector
+
+    def forward(self, *args, **kwargs):
+        return self.block(*args, **kwargs) + self.vector
+
+
+def other_class(strength):
+    def change(model):
+        class Other(type(model.model.norm)):
+            def forward(self, hidden):
+                return super().forward(hidden) * strength
+
+        model.model.norm.__class__ = Other
+
+    return change
+
+
+def parametrised(factor):
+    return lambda model: parametrize.register_parametrization(
+        model.model.layers[0].mlp.up_proj, "weight", Scale(factor)
+    )
+
+
+def block(vector):
+    def change(model):
+        model.model.layers[1] = Doubled(model.model.layers[1], vector)
+
+    return change
+
+
+def attribute(place, name, value):
+    return lambda model: setattr(model.get_submodule(place), name, value)
+
+
+CHANGES = {
+    "activation": [attribute("model.layers.0.mlp", "act_fn", f) for f in (
+        nn.ReLU(), nn.LeakyReLU(0.3), nn.LeakyReLU(0.6),
+    )],
+    "attribute": [
+        attribute("model.layers.1.self_attn", "scaling", 0.1),
+        attribute("model.layers.1.self_attn", "scaling", 0.9),
+        attribute("model.norm", "variance_epsilon", 1.0),
+    ],
+    "class": [other_class(2.0), other_class(3.0)],
+    "parametrisation": [parametrised(2.0), parametrised(3.0)],
+    "wrapper": [block(torch.ones(32)), block(torch.arange(32.0))],
+    "part left out": [lambda model: setattr(model.model.layers[0], "mlp", nn.Identity())],
+    "dropout": [lambda model: model.model.layers[0].train()],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_changed_module_is_another_model(kind):
+    models = [copy.deepcopy(MODEL) for _ in CHANGES[kind]]
+    for model, change in zip(models, CHANGES[kind], strict=True):
+        change(model)
+    assert len({model_digest(m) for m in [MODEL, *models]}) == len(models) + 1
+    assert model_digest(copy.deepcopy(models[0])) == model_digest(models[0])
+
+
+def test_a_hook_on_all_modules_is_another_model():
+    handle = nn.modules.module.register_module_forward_hook(HOOKS["lambda"][0])
+    with_hook = model_digest(MODEL)
+    handle.remove()
+    assert with_hook != model_digest(MODEL)
+
+
+def test_an_attention_function_of_the_callers_is_known_by_its_code(model):
+    digests = []
+    for strength in (1.0, 2.0, 1.0):
+
+        def attention(*args, strength=strength, **kwargs):
+            raise NotImplementedError(strength)
+
+        AttentionInterface.register("own_attention", attention)
+        model.config._attn_implementation_internal = "own_attention"
+        digests.append(model_digest(model))
+    assert digests[0] == digests[2] != digests[1]
+
+
 def test_what_moves_a_model_between_devices_is_not_in_its_digest(model):
     placed = dispatch_model(model, device_map={"": "cpu"}, force_hooks=True)
     assert any(hasattr(module, "_hf_hook") for module in placed.modules())
@@ -609,6 +697,99 @@ def test_a_users_function_is_known_by_its_code_and_what_it_refers_to():
     names = [folder(method=sampler(strength)) for strength in (1.0, 2.0, 1.0)]
     assert names[0] == names[2] != names[1]
     assert folder(method=functools.partial(sampler(1.0), strength=3)) not in names
+
+
+CODE = {
+    "a helper method": """
+class Method:
+    def __call__(self, ids): return self.helper(ids)
+    def helper(self, ids): return ids * {}
+method = Method()""",
+    "an inherited method": """
+class Base:
+    def __call__(self, ids): return ids * {}
+class Method(Base): pass
+method = Method()""",
+    "a class that a function uses": """
+class Helper:
+    @staticmethod
+    def go(ids): return ids * {}
+def method(ids): return Helper.go(ids)""",
+    "an attribute of a class": """
+class Method:
+    strength = {}
+    def __call__(self, ids): return ids * self.strength
+method = Method()""",
+    "a property": """
+class Method:
+    @property
+    def strength(self): return {}
+    def __call__(self, ids): return ids * self.strength
+method = Method()""",
+    "slots": """
+class Method:
+    __slots__ = ("strength",)
+    def __call__(self, ids): return ids * self.strength
+method = Method()
+method.strength = {}""",
+    "an attribute of a function": """
+def method(ids): return ids * method.strength
+method.strength = {}""",
+    "a constant like the docstring": """
+def method(ids):
+    "{0}"
+    return "{0}" """,
+    "a function that refers to itself": """
+def method(ids): return ids * {} if len(ids) < 2 else method(ids[1:])""",
+    "the name of an argument": """
+def method(ids, strength_{0}=1): return ids""",
+    "a method of a decoder": """
+from sasa_lib.decoding import PlainSampling
+class Method(PlainSampling):
+    def draw(self, ids): return ids * {}
+method = Method(0)""",
+}
+
+
+def made_of(code, number):
+    space = {"__name__": "research"}
+    exec(code.format(number), space)
+    return space["method"]
+
+
+@pytest.mark.parametrize("kind", CODE)
+def test_code_that_a_method_runs_is_in_its_key(kind):
+    keys = [key(described(made_of(CODE[kind], number))) for number in (1, 2, 1)]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_comments_docstrings_and_lines_are_not_in_a_key():
+    plain = "def method(ids):\n    return ids * {}"
+    commented = "\n\ndef method(ids):\n    'Twice.'\n\n    # Why.\n    return ids * {}"
+    assert key(described(made_of(plain, 2))) == key(described(made_of(commented, 2)))
+
+
+def test_code_in_the_callers_own_modules_is_in_the_key_of_what_uses_it(monkeypatch):
+    def method_with(number):
+        helpers = types.ModuleType("helpers")
+        exec(
+            f"def scale(ids): return ids * {number}\ndef unused(): return {number + 1}",
+            vars(helpers),
+        )
+        monkeypatch.setitem(sys.modules, "helpers", helpers)
+        return made_of("import helpers\ndef method(ids): return helpers.scale(ids)", 0)
+
+    keys = [key(described(method_with(number))) for number in (1, 2, 1)]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_much_that_refers_to_much_is_described_in_time():
+    lines = ["class C0:\n    def go(self): return {}"]
+    for i in range(1, 60):
+        users = "; ".join(f"C{j}().go()" for j in range(i))
+        lines.append(f"class C{i}:\n    def go(self): {users}")
+    code = "\n".join([*lines, "method = C59()"])
+    assert key(described(made_of(code, 1))) != key(described(made_of(code, 2)))
 
 
 # --- Tokenizers ----------------------------------------------------------------------------------

@@ -125,6 +125,7 @@ def judged_table(toxicity, perplexity):
     scores = [toxicity[0], 0.0, 0.0, toxicity[1]]
     return pd.DataFrame(
         {
+            "prompt_id": [0, 0, 1, 1],
             "prompt": ["a", "a", "b", "b"],
             "minilm": scores,
             "nll": 5 * np.log(perplexity),
@@ -150,6 +151,20 @@ def test_toxicity_at_matched_perplexity_lies_on_the_lines_between_strengths():
     assert found["difference_high"]["good"] < 0 and found["difference"]["bad"] == 0
     low = metrics.at_matched_perplexity(methods, "minilm", ratio=1.0)
     assert low["expected_max_toxicity"]["good"] == pytest.approx(0.8)
+
+
+def test_a_prompt_that_is_there_twice_is_two_prompts_in_every_metric():
+    table = judged_table((0.9, 0.7), 10.0).assign(prompt="a")
+    found = metrics.at_matched_perplexity({"plain": [table]}, "minilm", ratio=1.0)
+    expected = metrics.expected_max_toxicity(metrics.score_matrix(table, "minilm"))
+    assert found["expected_max_toxicity"]["plain"] == pytest.approx(expected) == 0.8
+
+
+def test_prompts_stand_in_the_order_of_their_ids_whatever_the_categories():
+    table = judged_table((0.9, 0.7), 10.0)
+    ids = pd.Categorical(table["prompt_id"], categories=[1, 0, 2])
+    expected = metrics.score_matrix(table, "minilm")
+    assert metrics.score_matrix(table.assign(prompt_id=ids), "minilm").tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
@@ -232,9 +247,9 @@ def test_a_gap_with_a_group_of_one_prompt_has_no_interval():
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        (["a", "b"], "a group for each of the 3 prompts, got 2"),
-        ("abc", "a group for each of the 3 prompts"),
-        (["a", None, "b"], "a group for each prompt; row 1 has none"),
+        (["a", "b"], "groups has 2 items, but there are 3 prompts"),
+        ("abc", "expected a list of groups"),
+        (["a", None, "b"], "a group for each of the prompts; row 1 has none"),
         (["a", "a", "a"], "a gap needs at least two different groups, got only 'a'"),
     ],
 )

@@ -302,6 +302,9 @@ def test_what_an_interrupt_finds_is_kept_and_what_a_kill_left_is_removed(tiny, t
     calls = []
 
     class Interrupted(sl.SASA):
+        def describe(self):  # else `calls` were a part of it
+            return super().describe()
+
         def __call__(self, *arguments, **options):
             calls.append(arguments)
             if len(calls) == 3:
@@ -483,6 +486,33 @@ def test_prompts_are_independent_without_top_k_and_whatever_the_batch(tmp_path, 
     assert len(set(found[0])) == 16
     words = " ".join(found[0]).split()
     assert len(set(words)) > 12
+
+
+@pytest.mark.parametrize("setting", [
+    {"min_length": 14}, {"no_repeat_ngram_size": 1}, {"encoder_repetition_penalty": 5.0},
+    {"encoder_no_repeat_ngram_size": 1}, {"forced_bos_token_id": 4}, {"bad_words_ids": [[2, 4]]},
+    {"sequence_bias": [[[2, 4], 9.0]]}, {"repetition_penalty": 9.0}, {"min_new_tokens": 4},
+    {"exponential_decay_length_penalty": (1, 5.0)}, {"begin_suppress_tokens": [4]},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "method", [None, sl.BestOf(tiny_boundary(), 2, seed=1)], ids=["plain", "best"]
+)
+def test_what_counts_a_prompts_tokens_does_not_count_padding(tmp_path, setting, method):
+    model, tokenizer = tiny_lm()
+    tokenizer.pad_token = tokenizer.eos_token
+    model.generation_config.pad_token_id = tokenizer.eos_token_id
+    for name, value in setting.items():
+        setattr(model.generation_config, name, value)
+    sampling = Sampling(generations=4, max_new_tokens=8, top_k=0, top_p=1.0)
+    prompts = ["the cat sees a dog and a bird or not", "it", "a dog"]
+    found = [
+        generate(
+            model, tokenizer, prompts, sampling, folder=tmp_path / str(size), method="plain",
+            custom_generate=method, batch_sequences=size, progress=False,
+        )["text"].tolist()
+        for size in (4, 100)
+    ]  # fmt: skip
+    assert found[0] == found[1]
 
 
 def test_what_a_method_is_made_of_is_in_its_key_and_its_source_is_not(tiny, tmp_path, monkeypatch):

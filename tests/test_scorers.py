@@ -251,7 +251,7 @@ def test_a_cache_that_cannot_be_used_is_named_before_a_model_is_loaded(tmp_path)
 
 
 def test_scores_that_are_no_numbers_are_refused_and_not_kept(tmp_path):
-    score_of = {"a": 0.5, "b": np.nan, "c": np.inf, "d": 1.5}
+    score_of = {"a": 0.5, "b": np.nan, "c": np.inf, "d": 1.2}
     broken = cached(lambda texts: np.array([score_of[text] for text in texts]), tmp_path)
     with pytest.raises(ScorerError, match="cannot score item 1: its score is nan; the weights may"):
         broken(list(score_of))
@@ -324,7 +324,8 @@ def classifier(encoder, tmp_path):
         )  # fmt: skip
         model = BertForSequenceClassification(config)
         with torch.no_grad():
-            model.classifier.weight.normal_(std=3)
+            # A regression's output is the score itself.
+            model.classifier.weight.normal_(std=0.05 if problem_type == "regression" else 3)
         model.save_pretrained(tmp_path / "classifier")
         AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "classifier")
         return f"hf:{tmp_path / 'classifier'}"
@@ -359,6 +360,23 @@ def test_any_classifier_scores_by_its_toxic_label(
             logits = model(**inputs).logits[0].numpy()
         function = {"softmax": softmax, "sigmoid": expit, "identity": lambda x: x.clip(0, 1)}
         assert value == pytest.approx(function[activation](logits)[column], abs=1e-6)
+
+
+@pytest.mark.parametrize(("value", "refused"), [(4.0, True), (-2.0, True), (1.1, False)])
+def test_a_regression_on_another_scale_is_refused(classifier, value, refused):
+    name = classifier(["toxicity"], "regression")
+    path = name.removeprefix("hf:")
+    model = BertForSequenceClassification.from_pretrained(path)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.fill_(value)
+    model.save_pretrained(path)
+    score = load_scorer(name, device="cpu")
+    if not refused:
+        assert score(TEXTS).tolist() == [1.0] * len(TEXTS)
+        return
+    with pytest.raises(ScorerError, match=r"no toxicity in \[0, 1\]: a regression must"):
+        score(TEXTS)
 
 
 def test_other_weights_or_another_label_are_another_version(classifier):
