@@ -526,5 +526,5 @@ def test_what_only_looks_like_an_argument_of_a_template_is_refused(strict_tokeni
 
 def test_what_a_template_refuses_is_said_with_its_row(strict_tokenizer):
     strict_tokenizer.chat_template = "{{ raise_exception('no such role') }}"
-    with pytest.raises(ValueError, match="prompt 0: the chat template refuses it .no such role"):
+    with pytest.raises(ValueError, match=r"prompt 0: the chat template refuses it .no such role"):
         chat(Dataset.from_dict({"prompt": ["a"]}), strict_tokenizer)
