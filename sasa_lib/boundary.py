@@ -629,6 +629,12 @@ class Boundary:
             raise ValueError(f"{path} is not a saved boundary ({error})") from error
         if damaged or boundary.scale <= 0:
             raise ValueError(f"{path} is damaged: it holds numbers that are not finite, or scale 0")
+        if boundary.states is None:
+            warnings.warn(
+                f"{path} knows its model by the name {boundary.model!r} alone, so other weights of "
+                "this name go unseen: save boundary.of(model) once",
+                stacklevel=2,
+            )
         return boundary
 
     def save_pretrained(
