@@ -18,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUN := runs/$(PROFILE)
-LIBRARY := $(wildcard sasa_lib/*.py data/*.jsonl data/*.safetensors)
+LIBRARY := $(shell find sasa_lib -name "*.py") $(wildcard data/*.jsonl data/*.safetensors)
 NAMES := 00_start 01_embeddings 02_subspaces 03_boundary 04_generation 05_evaluation \
 	06_bold 07_instruct 08_word_filter 09_cost 10_better_boundaries 11_budget \
 	12_several_values 13_fronts
@@ -71,6 +71,7 @@ smoke:
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 unit: $(READY)
 	$(BIN)/python -m pytest

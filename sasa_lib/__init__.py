@@ -1,60 +1,82 @@
-"""Self-detoxifying language models: self-disciplined autoregressive sampling (SASA)."""
+"""Self-detoxifying language models: self-disciplined autoregressive sampling (SASA).
+
+A text travels through six rooms, and each room imports only from those before it:
+
+    texts, engine  ->  subspace  ->  decoding  ->  evaluation  ->  course
+
+What is here is imported when it is asked for, so that nobody pays for what they do not use.
+"""
 
 from importlib import import_module
-from types import ModuleType
 
-from sasa_lib import (
-    agreement,
-    baselines,
-    boundary,
-    budget,
-    corpora,
-    decoding,
-    embeddings,
-    metrics,
-    places,
-    runs,
-    values,
-)
-from sasa_lib.assets import AssetError, fetch
-from sasa_lib.best_of import BestOf
-from sasa_lib.boundary import Boundary
-from sasa_lib.corpora import load_corpus, load_prompts
-from sasa_lib.decoding import SASA, SASALogitsProcessor
-from sasa_lib.models import load_lm
-from sasa_lib.scorers import load_scorer, mask_text
-from sasa_lib.tokens import continuations
+from sasa_lib import _moved
 
-__all__ = [
-    "SASA",
-    "AssetError",
-    "BestOf",
-    "Boundary",
-    "SASALogitsProcessor",
-    "agreement",
-    "baselines",
-    "boundary",
-    "budget",
-    "continuations",
-    "corpora",
-    "decoding",
-    "embeddings",
-    "fetch",
-    "load_corpus",
-    "load_lm",
-    "load_prompts",
-    "load_scorer",
-    "mask_text",
-    "metrics",
-    "places",
-    "plots",
-    "runs",
-    "values",
-]
+NAMES = {
+    "AssetError": "texts.assets",
+    "fetch": "texts.assets",
+    "load_corpus": "texts.corpora",
+    "load_prompts": "texts.prompts",
+    "load_lm": "engine.models",
+    "continuations": "engine.tokens",
+    "Boundary": "subspace.boundary",
+    "SASA": "decoding.sasa",
+    "SASALogitsProcessor": "decoding.processor",
+    "BestOf": "decoding.best_of",
+    "load_scorer": "evaluation.scorers",
+    "mask_text": "evaluation.scorers",
+}
+MODULES = {
+    "assets": "texts.assets",
+    "corpora": "texts.corpora",
+    "formats": "texts.formats",
+    "prompts": "texts.prompts",
+    "cluster": "engine.cluster",
+    "identity": "engine.identity",
+    "models": "engine.models",
+    "storage": "engine.storage",
+    "tokens": "engine.tokens",
+    "boundary": "subspace.boundary",
+    "embeddings": "subspace.embeddings",
+    "quality": "subspace.quality",
+    "selection": "subspace.selection",
+    "sharing": "subspace.sharing",
+    "values": "subspace.values",
+    "baselines": "decoding.baselines",
+    "best_of": "decoding.best_of",
+    "noise": "decoding.noise",
+    "agreement": "evaluation.agreement",
+    "budget": "evaluation.budget",
+    "cost": "evaluation.cost",
+    "interference": "evaluation.interference",
+    "judging": "evaluation.judging",
+    "likelihood": "evaluation.likelihood",
+    "metrics": "evaluation.metrics",
+    "runs": "evaluation.runs",
+    "sampling": "evaluation.sampling",
+    "scorers": "evaluation.scorers",
+    "statistics": "evaluation.statistics",
+    "exercises": "course.exercises",
+    "explorer": "course.explorer",
+    "plots": "course.plots",
+    "text_map": "course.text_map",
+    "trace": "course.trace",
+}
+ROOMS = ("texts", "engine", "subspace", "decoding", "evaluation", "course")
+
+__all__ = sorted({*NAMES, *MODULES, *ROOMS})
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Import `plots` when it is asked for: Ray's actors can do without matplotlib."""
-    if name == "plots":
-        return import_module("sasa_lib.plots")
+def __getattr__(name: str) -> object:
+    if name in NAMES:
+        return getattr(import_module(f"sasa_lib.{NAMES[name]}"), name)
+    if name in MODULES:
+        return import_module(f"sasa_lib.{MODULES[name]}")
+    if name in ROOMS:
+        return import_module(f"sasa_lib.{name}")
+    if name in _moved.MODULES:
+        return import_module(f"sasa_lib.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 import sasa_lib as sl
-from sasa_lib import repeated
-from sasa_lib.embeddings import _buckets, tokenised
-from sasa_lib.models import EMBEDDED
+from sasa_lib.decoding import repeated
+from sasa_lib.engine.models import EMBEDDED
+from sasa_lib.subspace.embeddings import buckets_of, tokenised
 
 FOLDER = Path("runs/bench")
 BASE = {"sequences": 25, "k": 10, "prompt": 16, "new": 20}
@@ -136,7 +136,7 @@ def measure_extraction(name: str, repetitions: int) -> None:
         torch.nn.utils.rnn.pad_sequence(
             [torch.tensor(tokens[row]) for row in rows], batch_first=True
         ).to(model.device)
-        for rows in _buckets([len(ids) for ids in tokens], 4096)
+        for rows in buckets_of([len(ids) for ids in tokens], 4096)
     ]
     for repetition in range(repetitions):
         synchronise()
@@ -171,7 +171,7 @@ def peak_memory(name: str, method: str) -> float:
     decoder = decoders(model, tokenizer)[method]
     setting = BASE | {"prompt": 256}
     prompt = list(range(1000, 1256))
-    return sl.metrics.peak_memory(lambda: run(model, decoder, prompt, setting), model.device)
+    return sl.cost.peak_memory(lambda: run(model, decoder, prompt, setting), model.device)
 
 
 def report() -> None:
@@ -216,7 +216,7 @@ def ratios(speed: pd.DataFrame) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     """Ratios, as "median (range)", a row a setting and method, a column a model."""
     table = table[table["method"] != "plain"].copy()
-    table["cell"] = table.apply(sl.metrics.with_interval, axis=1, name="ratio")
+    table["cell"] = table.apply(sl.statistics.with_interval, axis=1, name="ratio")
     cells = table.pivot_table(
         index=[*BASE, "method"], columns="model", values="cell", aggfunc="first", sort=False
     )

@@ -136,7 +136,9 @@ def library() -> dict[str, str]:
 
     public = [getattr(sasa_lib, name) for name in sasa_lib.__all__]
     entries = [f"{thing.__module__}.{thing.__name__}" for thing in public if not ismodule(thing)]
-    modules = sorted(path.stem for path in Path(sasa_lib.__file__).parent.glob("[a-z]*.py"))
+    folder = Path(sasa_lib.__file__).parent
+    files = sorted(path.relative_to(folder) for path in folder.glob("*/**/[a-z]*.py"))
+    modules = [".".join(file.with_suffix("").parts) for file in files]
     table = "\n".join(f"   {entry}" for entry in entries)
     listed = "\n".join(modules)
     pages = {

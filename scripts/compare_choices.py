@@ -23,9 +23,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import sasa_lib as sl
-from sasa_lib import selection
-from sasa_lib.assets import DATA_DIR, cache_dir
-from sasa_lib.models import EMBEDDED as MODELS
+from sasa_lib.engine.models import EMBEDDED as MODELS
+from sasa_lib.subspace import selection
+from sasa_lib.texts.assets import DATA_DIR, cache_dir
 
 SHARED = Path(os.environ.get("SASA_SHARED_DATA", DATA_DIR.parent.parent / "shared" / "data"))
 CORPORA = {

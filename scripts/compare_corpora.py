@@ -19,10 +19,11 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 import sasa_lib as sl
-from sasa_lib.assets import DATA_DIR, cache_dir
-from sasa_lib.corpora import EMBEDDED, labelled
-from sasa_lib.embeddings import POOLINGS
-from sasa_lib.models import EMBEDDED as MODELS
+from sasa_lib.engine.models import EMBEDDED as MODELS
+from sasa_lib.subspace.embeddings import POOLINGS
+from sasa_lib.texts.assets import DATA_DIR, cache_dir
+from sasa_lib.texts.corpora import labelled
+from sasa_lib.texts.sources import EMBEDDED
 
 CHOICES = (
     (1, 0, 0),

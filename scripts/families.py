@@ -3,7 +3,8 @@
     python scripts/families.py
 
 A tiny model with random weights of each is decoded and compared with transformers' own `generate`,
-as tests/test_conformance.py does; see tests/families.py. Ends with 1 if any differs.
+as tests/decoding/test_conformance.py does; see tests/decoding/families.py. Ends with 1 if any
+differs.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from pathlib import Path
 import transformers
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT / "tests"))
+sys.path.insert(0, str(PROJECT / "tests" / "decoding"))
 import families  # noqa: E402
 
 HEAD = """\
 # Model families
 
-Which causal language models of transformers {version} SASA decodes, and how. Of every family a tiny model with random weights was decoded as a user would: three prompts of different length, padded on the left, phrases that grow beyond its windows, a boundary in the middle and one at the end. With beta 0 its tokens and logits are those of plain sampling in transformers, with beta above 0 every candidate's margin and the distribution that is drawn from are those of reading phrase and candidate with transformers alone, with its cache and without one. What cannot be decoded so is refused in one sentence before anything is generated. (Most of these models have four layers: 2 is the middle, 4 the end.) `tests/test_conformance.py` asserts all of this.
+Which causal language models of transformers {version} SASA decodes, and how. Of every family a tiny model with random weights was decoded as a user would: three prompts of different length, padded on the left, phrases that grow beyond its windows, a boundary in the middle and one at the end. With beta 0 its tokens and logits are those of plain sampling in transformers, with beta above 0 every candidate's margin and the distribution that is drawn from are those of reading phrase and candidate with transformers alone, with its cache and without one. What cannot be decoded so is refused in one sentence before anything is generated. (Most of these models have four layers: 2 is the middle, 4 the end.) `tests/decoding/test_conformance.py` asserts all of this.
 
 - **side by side**: one pass places all candidates behind the phrase; the fastest.
 - **in a copy of the phrase each**: every candidate gets a copy of the phrase's cache; one pass over a batch that is as many times larger as there are candidates.

@@ -30,9 +30,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import notebooks
 import sasa_lib as sl
-from sasa_lib import corpora, models
-from sasa_lib.assets import cache_dir
-from sasa_lib.scorers import HF_PREFIX, SCORERS
+from sasa_lib.engine import models
+from sasa_lib.evaluation.scorers import HF_PREFIX, SCORERS
+from sasa_lib.texts import corpora, prompts, sources
+from sasa_lib.texts.assets import cache_dir
 
 LLAMA = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 PUBLISHED = {  # sizes as published, for where the hub cannot be reached
@@ -49,7 +50,7 @@ PUBLISHED = {  # sizes as published, for where the hub cannot be reached
         vocab_size=262144, hidden_size=640, num_hidden_layers=18, num_attention_heads=4,
         num_key_value_heads=1, head_dim=256, intermediate_size=2048),
 }  # fmt: skip
-CIVIL = ("text", *corpora.CIVIL_COMMENTS_ATTRIBUTES)
+CIVIL = ("text", *sources.CIVIL_COMMENTS_ATTRIBUTES)
 SOURCES = {  # repository, split, folder and columns; number of texts and tokens of one (assumed)
     "rtp": ("allenai/real-toxicity-prompts", "train", None,
             ("prompt", "continuation", "challenging"), 99_442, 15),
@@ -59,8 +60,8 @@ SOURCES = {  # repository, split, folder and columns; number of texts and tokens
              ("prompts", "domain", "category", "name"), 23_679, 11),
     "attaq": ("ibm/AttaQ", "train", None, ("input", "label"), 1_402, 20),
 }  # fmt: skip
-ATTRIBUTES = {"rtp": corpora.ATTRIBUTES, "civil_comments": CIVIL[1:], "hh-rlhf": ("toxicity",)}
-SUBSETS = {"rtp": corpora.SUBSETS, "bold": corpora.DOMAINS}
+ATTRIBUTES = {"rtp": sources.ATTRIBUTES, "civil_comments": CIVIL[1:], "hh-rlhf": ("toxicity",)}
+SUBSETS = {"rtp": prompts.SUBSETS, "bold": prompts.DOMAINS}
 TOKENS_PER_WORD = 1.3
 
 
@@ -224,7 +225,7 @@ def find_corpus(values: dict[str, Any], key: str) -> Texts:
         corpus = sl.load_corpus(name, path=path, max_examples=most, seed=values["seed"])
         return corpora.labelled(corpus, attribute, values["threshold"])[0]
 
-    found = find_texts(name if name in corpora.CORPORA else "", path, load)
+    found = find_texts(name if name in sources.CORPORA else "", path, load)
     # Both halves of a record of RealToxicityPrompts are texts, and both answers of a dialogue.
     number = found.number * (2 if name in ("rtp", "hh-rlhf") and not path else 1)
     return found._replace(number=min(number, most or number))
@@ -235,7 +236,7 @@ def find_prompts(name: str, path: str | None, subset: str | None) -> Texts:
     known = SUBSETS.get(name, ())
     if name in SOURCES and subset and subset not in known:
         raise ValueError(f"{name} has no subset {subset!r}; known are {', '.join(known) or 'none'}")
-    on_hub = name if name in corpora.PROMPTS else ""
+    on_hub = name if name in prompts.PROMPTS else ""
     return find_texts(on_hub, path, lambda: sl.load_prompts(name, path=path, subset=subset))
 
 

@@ -16,9 +16,10 @@ import torch
 from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
-from sasa_lib import models, phrases, repeated
-from sasa_lib.decoding import FEW_TOKENS
-from sasa_lib.embeddings import check_layer
+from sasa_lib.decoding import prefix_cache, repeated
+from sasa_lib.decoding.draw import FEW_TOKENS
+from sasa_lib.engine import models
+from sasa_lib.subspace.embeddings import check_layer
 
 PREFIX = 13  # tokens of a description of self-debiasing
 BATCH, JUDGE_BATCH, CORPUS_BATCH = 100, 16, 4096  # the library's: sequences, texts, tokens
@@ -76,7 +77,7 @@ def size_of(model: PreTrainedModel, layer: float, layers: tuple[float, ...] = (-
         kv=2 * (getattr(config, "num_key_value_heads", None) or heads) * head_dim,
         item=model.dtype.itemsize,  # bytes of a number
         layer=index,
-        stop=phrases.Phrases(model, [index]).narrows_at,  # up to here candidates are computed
+        stop=prefix_cache.Phrases(model, [index]).narrows_at,  # up to here candidates are computed
         obstacle=repeated.obstacle(model),
         extracted=[check_layer(model, extracted) for extracted in layers],
     )

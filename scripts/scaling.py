@@ -40,7 +40,7 @@ import torch
 from flat_memory import WORDS, save_model
 
 import sasa_lib as sl
-from sasa_lib.runs import SHARD_PROMPTS, SHARDS_OF_ACTOR
+from sasa_lib.evaluation.runs import SHARD_PROMPTS, SHARDS_OF_ACTOR
 
 MODEL = "smollm2-135m-instruct"
 FOLDER = Path("runs/scaling")

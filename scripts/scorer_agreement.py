@@ -22,9 +22,9 @@ from safetensors import safe_open
 from threadpoolctl import threadpool_limits
 from train_minilm_scorer import read_texts
 
-from sasa_lib.agreement import agreement
-from sasa_lib.assets import DATA_DIR
-from sasa_lib.scorers import MINILM_HEAD, Scorer, load_scorer
+from sasa_lib.evaluation.agreement import agreement
+from sasa_lib.evaluation.scorers import MINILM_HEAD, Scorer, load_scorer
+from sasa_lib.texts.assets import DATA_DIR
 
 PASSES = 3
 COLUMNS = {"auc": "AUC", "spearman": "Spearman", "share": "same side of 0.5", "kappa": "kappa"}

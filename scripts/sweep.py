@@ -38,7 +38,7 @@ from sweep_table import conclude, readable
 import notebooks
 
 if TYPE_CHECKING:
-    from sasa_lib.cluster import Pool
+    from sasa_lib.engine.cluster import Pool
 
 OPTIONS = ("ENGINE", "GRID", "JOBS", "METRIC", "NAME", "NOTEBOOK", "PROFILE", "TABLE")  # not axes
 LONGEST_NAME = 100  # of a cell; file systems end at 255
@@ -57,7 +57,7 @@ class Sweep:
     cells : mapping from the name of a cell to its parameters
     jobs : int or None
         Cells that run at the same time; None is one for two CPU cores, or for each GPU of Ray's.
-    pool : sasa_lib.cluster.Pool or None
+    pool : sasa_lib.engine.cluster.Pool or None
         Ray's machines; None is this one, without Ray.
     table, metric : str or None
         The file to collect and the column to draw; None leaves the choice.
@@ -230,7 +230,7 @@ def _pool(engine: str | None) -> Pool | None:
     """Ray's machines, if that is the engine that is named here or by the environment."""
     if (engine or os.environ.get(ENGINE) or "local") == "local":
         return None
-    from sasa_lib import cluster
+    from sasa_lib.engine import cluster
 
     try:
         return cluster.pool(engine or None)

@@ -26,10 +26,10 @@ import notebooks
 if TYPE_CHECKING:
     from sweep import Sweep
 
-    from sasa_lib.cluster import Pool
+    from sasa_lib.engine.cluster import Pool
 
-LIBRARY = ("sasa_lib/*.py", "data/*.jsonl", "data/*.safetensors", "scripts/notebooks.py")
-ENGINE = "SASA_ENGINE"  # as in sasa_lib.cluster, whose import takes seconds
+LIBRARY = ("sasa_lib/**/*.py", "data/*.jsonl", "data/*.safetensors", "scripts/notebooks.py")
+ENGINE = "SASA_ENGINE"  # as in sasa_lib.engine.cluster, whose import takes seconds
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10  # in which an interrupted cell ends its kernel
 
@@ -180,7 +180,7 @@ def _on_ray(pool: Pool, cores: float) -> Iterator[Callable[..., Future]]:
     """What starts a cell as a task of Ray; however this ends, the cells do not outlive it."""
     import ray
 
-    from sasa_lib.cluster import TASK_RETRIES
+    from sasa_lib.engine.cluster import TASK_RETRIES
 
     # By value, so that a worker need not import this file and what it imports.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -49,7 +49,7 @@ def conclude(sweep: Sweep, done: Sequence[str]) -> str | None:
         numeric = ", ".join(table.drop(columns=columns).select_dtypes("number"))
         return f"there is no metric {metric!r} to draw in {name}; its columns are {numeric}"
     # Only here, so that a cell's process and a refusal need not wait for it.
-    from sasa_lib import plots
+    from sasa_lib.course import plots
 
     plots.set_style()
     plots.save(draw(table, columns, metric), sweep.folder, "sweep")
@@ -141,7 +141,7 @@ def draw(table: pd.DataFrame, columns: Sequence[str], metric: str) -> Figure:
     import seaborn as sns
     from matplotlib.lines import Line2D
 
-    from sasa_lib.plots import LINES, MARKERS, SERIES
+    from sasa_lib.course.plots import LINES, MARKERS, SERIES
 
     varying = [name for name in columns if table[name].nunique(dropna=False) > 1]
     along = next((name for name in varying if _is_number(table[name])), None)

@@ -1,7 +1,7 @@
 """Train the head of the "minilm" toxicity scorer and write it with its held-out report.
 
 The encoder (sentence-transformers/all-MiniLM-L6-v2) stays frozen. The head, three directions in
-its hidden states and a bias (`sasa_lib.scorers.minilm_logit`), learns the Perspective toxicity
+its hidden states and a bias (`minilm.minilm_logit`), learns the Perspective toxicity
 score of RealToxicityPrompts texts by logistic regression on the score itself. A tenth of the
 records, by a hash of the prompt, is kept aside: it chooses nothing and trains nothing, and all
 numbers in the card come from it. Cross-validation on the rest gives the calibration.
@@ -29,9 +29,9 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 
-from sasa_lib.assets import DATA_DIR, fetch
-from sasa_lib.metrics import bootstrap_interval
-from sasa_lib.scorers import load_minilm, load_scorer, minilm_logit, minilm_states
+from sasa_lib.evaluation.scorers import load_minilm, load_scorer, minilm_logit, minilm_states
+from sasa_lib.evaluation.statistics import bootstrap_interval
+from sasa_lib.texts.assets import DATA_DIR, fetch
 
 VERSION = "1.0.0"
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"

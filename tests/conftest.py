@@ -9,6 +9,10 @@ import torch
 import sasa_lib as sl
 
 PROJECT = Path(__file__).resolve().parent.parent
+# Processes that tests start, and Ray's, import the same library and the same helpers.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(PROJECT), str(PROJECT / "tests"), os.environ.get("PYTHONPATH", "")]
+).rstrip(os.pathsep)
 SHARED = Path(os.environ.get("SASA_SHARED_DATA", PROJECT.parent / "shared" / "data"))
 
 

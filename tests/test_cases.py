@@ -18,12 +18,14 @@ from peft import LoraConfig, get_peft_model
 from tiny_lm import tiny_boundary, tiny_lm
 
 import sasa_lib as sl
-from sasa_lib.baselines import RAD, RewardModel, SelfDebiasing, WordFilter, train_reward
 from sasa_lib.decoding import PlainSampling
-from sasa_lib.embeddings import extract
-from sasa_lib.metrics import judged, negative_log_likelihoods
-from sasa_lib.runs import Sampling, generate
-from sasa_lib.scorers import Scorer
+from sasa_lib.decoding.baselines import RAD, RewardModel, SelfDebiasing, WordFilter, train_reward
+from sasa_lib.evaluation.judging import judged
+from sasa_lib.evaluation.likelihood import negative_log_likelihoods
+from sasa_lib.evaluation.runs import generate
+from sasa_lib.evaluation.sampling import Sampling
+from sasa_lib.evaluation.scorers import Scorer
+from sasa_lib.subspace.embeddings import extract
 
 SAMPLING = Sampling(generations=2, max_new_tokens=8)
 LONG = "a dog " * 40  # 80 tokens; the tiny model takes 64
@@ -208,7 +210,7 @@ def test_04_nothing_that_is_not_finite_is_kept_or_compared(tmp_path):
     bad = good.assign(nll=[3.0, np.nan])
     for tables in ({"plain": [good], "sasa": [bad]}, {"plain": [bad], "sasa": [good]}):
         with pytest.raises(ValueError, match="column 'nll': 1 of 2 values are not finite"):
-            sl.metrics.at_matched_perplexity(tables, "score", ratio=1.5)
+            sl.statistics.at_matched_perplexity(tables, "score", ratio=1.5)
 
 
 def test_05_the_first_space_of_a_text_is_kept(tmp_path):

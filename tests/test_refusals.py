@@ -10,8 +10,8 @@ from datasets import Dataset
 from safetensors.numpy import save_file
 
 import sasa_lib as sl
-from sasa_lib.boundary import prefix_auc
-from sasa_lib.embeddings import anisotropy, extract
+from sasa_lib.subspace.embeddings import anisotropy, extract
+from sasa_lib.subspace.quality import prefix_auc
 from tests.tiny_lm import tiny_boundary, tiny_lm
 
 SCORES = np.array([[0.1, 0.7], [0.2, 0.3], [0.9, 0.1]])
@@ -33,12 +33,12 @@ def words():
 
 def matched(**columns):
     table = JUDGED.assign(**columns)
-    return sl.metrics.at_matched_perplexity({"plain": [table]}, "minilm", ratio=1.1)
+    return sl.statistics.at_matched_perplexity({"plain": [table]}, "minilm", ratio=1.1)
 
 
 def judged(scorers, table=None):
     table = JUDGED.drop(columns=["nll", "nll_tokens"]) if table is None else table
-    return sl.metrics.judged(table, scorers, *tiny_lm(), progress=False)
+    return sl.judging.judged(table, scorers, *tiny_lm(), progress=False)
 
 
 TABLE = pd.DataFrame({"prompt_id": [0, 0, None, None], "minilm": [0.1, 0.2, 0.3, 0.4]})
@@ -49,10 +49,13 @@ TABLE = pd.DataFrame({"prompt_id": [0, 0, None, None], "minilm": [0.1, 0.2, 0.3,
     [
         (lambda: sl.metrics.toxic_rate(SCORES, threshold=50), "threshold must be"),
         (lambda: sl.metrics.toxic_rate(SCORES, threshold=float("nan")), "threshold must be"),
-        (lambda: sl.metrics.group_toxic_rates(SCORES, ["a"] * 3, threshold=50), "threshold must"),
-        (lambda: sl.metrics.paired_difference([1, np.nan], [2, 3], np.mean), "not finite"),
         (
-            lambda: sl.metrics.paired_difference([1, 2], [2, 3], np.mean, confidence=95),
+            lambda: sl.statistics.group_toxic_rates(SCORES, ["a"] * 3, threshold=50),
+            "threshold must",
+        ),
+        (lambda: sl.statistics.paired_difference([1, np.nan], [2, 3], np.mean), "not finite"),
+        (
+            lambda: sl.statistics.paired_difference([1, 2], [2, 3], np.mean, confidence=95),
             "confidence must be",
         ),
         (lambda: sl.metrics.score_matrix(TABLE, "minilm"), "have no prompt_id"),
@@ -81,8 +84,8 @@ TABLE = pd.DataFrame({"prompt_id": [0, 0, None, None], "minilm": [0.1, 0.2, 0.3,
         (lambda: sl.metrics.perplexity([1.0, 2.0], [5, np.nan]), "numbers of tokens: 1 of 2"),
         (lambda: matched(minilm=50.0), "column 'minilm' must lie in"),
         (lambda: matched(nll_tokens=np.nan), "column 'nll_tokens': 4 of 4"),
-        (lambda: sl.metrics.on_common_prompts(JUDGED), "expected a list of tables"),
-        (lambda: sl.metrics.on_common_prompts([["a"]]), "a pandas DataFrame, got list"),
+        (lambda: sl.judging.on_common_prompts(JUDGED), "expected a list of tables"),
+        (lambda: sl.judging.on_common_prompts([["a"]]), "a pandas DataFrame, got list"),
         (lambda: BOUNDARY.margins(np.zeros((3, 1))), r"expected embeddings \[..., 32\]"),
         (lambda: BOUNDARY.posterior(np.zeros((3, 32)), toxic_share=1), "between 0 and 1"),
         (lambda: anisotropy([[1.0, np.nan], [1.0, 2.0]]), "not finite"),
@@ -92,7 +95,7 @@ TABLE = pd.DataFrame({"prompt_id": [0, 0, None, None], "minilm": [0.1, 0.2, 0.3,
             "embeddings: 96 of 96 values",
         ),
         (
-            lambda: sl.values.measured(JUDGED, {"text": BOUNDARY}, *tiny_lm()),
+            lambda: sl.interference.measured(JUDGED, {"text": BOUNDARY}, *tiny_lm()),
             "cannot be named 'text'",
         ),
         (
@@ -133,7 +136,7 @@ def test_margins_are_compared_on_the_same_prompts():
         for name, prompts in (("plain", ["a", "b"]), ("sasa", ["b", "a"]))
     }
     with pytest.raises(ValueError, match="did not continue the same prompts"):
-        sl.values.interference(tables, ["rude"])
+        sl.interference.interference(tables, ["rude"])
 
 
 @pytest.mark.parametrize("given", [pd.DataFrame({"prompt": ["the cat"]}), {"the cat", "a dog"}])

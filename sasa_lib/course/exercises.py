@@ -27,12 +27,11 @@ from scipy.stats import entropy, norm, sem
 from sklearn.metrics import roc_auc_score
 from transformers import TopPLogitsWarper
 
-from sasa_lib import metrics
-from sasa_lib.boundary import Boundary
+from sasa_lib.evaluation import metrics
+from sasa_lib.subspace.boundary import Boundary
 
 # What is expected of a case, and wrong answers by what is said of them.
 Truth = tuple[object, Mapping[str, object]]
-
 FACTORS = {
     1 / np.log(2): "this is log base 2: nats were asked",
     1 / np.log(10): "this is log base 10: nats were asked",

@@ -1,6 +1,6 @@
 """A map of texts to move about in: what stands behind a point appears under the mouse.
 
-The still picture of the same is `sasa_lib.plots.subspaces`.
+The still picture of the same is `sasa_lib.course.plots.boundaries.subspaces`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,12 @@ from html import escape
 import numpy as np
 from bokeh.embed import file_html
 from bokeh.layouts import column
-from bokeh.models import (
-    ColorBar,
-    ColumnDataSource,
-    CustomJS,
-    HoverTool,
-    LinearColorMapper,
-    Select,
-)
+from bokeh.models import ColorBar, ColumnDataSource, CustomJS, HoverTool, LinearColorMapper, Select
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
 
 from sasa_lib.checks import check_scores, check_texts
-from sasa_lib.scorers import mask_text
+from sasa_lib.evaluation.scorers.loading import mask_text
 
 SHOWN = 240  # characters of a text
 HEIGHT = 560  # pixels

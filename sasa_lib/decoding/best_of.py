@@ -14,16 +14,13 @@ from itertools import takewhile
 import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation import (
-    GenerateDecoderOnlyOutput,
-    LogitsProcessorList,
-)
+from transformers.generation import GenerateDecoderOnlyOutput, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from sasa_lib.boundary import Boundary
 from sasa_lib.checks import as_list, check_count, check_number
-from sasa_lib.decoding import Decoder, PlainSampling, further_inputs
-from sasa_lib.embeddings import check_layer, hidden_states
+from sasa_lib.decoding.method import Decoder, PlainSampling, further_inputs
+from sasa_lib.subspace.boundary import Boundary
+from sasa_lib.subspace.embeddings import check_layer, hidden_states
 
 READ_AT_ONCE = 100  # responses in one forward pass
 
@@ -170,7 +167,7 @@ class BestOf(Decoder):
             for i, of_layers in zip(some, states.float(), strict=True):
                 prompt, response = map(len, texts[i])
                 end = prompt + response
-                # A mean leaves out the first position, see `sasa_lib.embeddings.extract`.
+                # A mean leaves out the first position, see `sasa_lib.subspace.embeddings.extract`.
                 first = min(max(prompt, 1), end - 1)
                 pooled = {"mean": of_layers[:, first:end].mean(1), "last": of_layers[:, end - 1]}
                 margins[i] = sum(

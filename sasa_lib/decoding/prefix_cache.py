@@ -3,7 +3,7 @@
 The candidates of a phrase lie side by side at the next position; a mask lets each see the phrase
 and itself. The drawn one's keys and values are the only ones to stay, and its hidden state gives
 the logits of the step after. For models that do not allow this there are
-`sasa_lib.repeated.RepeatedPhrases`.
+`sasa_lib.decoding.repeated.RepeatedPhrases`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation import GenerationMixin
 
-from sasa_lib.models import blocks, body, decoder, head, is_own_head, text_config
+from sasa_lib.engine.models import blocks, body, decoder, head, is_own_head, text_config
 
 # Families whose blocks take the drawn candidate alone; in others every candidate goes to the top.
 NARROWING_FAMILIES = frozenset(
@@ -27,7 +27,6 @@ NARROWING_FAMILIES = frozenset(
         "phi3", "qwen2", "qwen3",
     }
 )  # fmt: skip
-
 Hidden = dict[int, torch.Tensor]  # by layer: states [rows, candidates, hidden_size]
 WINDOWED, EVERYTHING = "sliding_attention", "full_attention"
 

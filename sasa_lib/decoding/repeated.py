@@ -18,9 +18,10 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from sasa_lib.checks import first_line
-from sasa_lib.embeddings import check_reading, hidden_states
-from sasa_lib.models import blocks, body, decoder, text_config
-from sasa_lib.phrases import EVERYTHING, WINDOWED, Draw, Hidden, Phrases
+from sasa_lib.decoding.prefix_cache import EVERYTHING, WINDOWED, Draw, Hidden, Phrases
+from sasa_lib.engine.models import blocks, body, decoder, text_config
+from sasa_lib.subspace.embeddings import hidden_states
+from sasa_lib.subspace.probes import check_reading
 
 # Part of the logits' or states' spread that a way may be off by: rounding, and no more.
 TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-2}

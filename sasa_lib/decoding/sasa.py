@@ -4,7 +4,7 @@ One step for a phrase c and its candidates x, the tokens that survive top-k, top
 logits processor (Ko et al. 2025, arXiv 2410.03818, section 4):
 
 1. one forward pass places all candidates side by side at the next position, each seeing the
-   phrase and itself (`sasa_lib.phrases`);
+   phrase and itself (`sasa_lib.decoding.prefix_cache`);
 2. the margin of a candidate is that of its own hidden state at the boundary's layer;
 3. new logit(x) = logit(x) + beta * g(margin(x)), and the next token is drawn from its softmax;
 4. only the drawn candidate's keys and values are kept, and its hidden state already gives the
@@ -22,114 +22,25 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
-from transformers.generation import (
-    GenerateDecoderOnlyOutput,
-    GenerationMixin,
-    GenerationMode,
-    LogitsProcessorList,
-)
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation import GenerateDecoderOnlyOutput, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from sasa_lib.boundary import PHRASES, Boundary
 from sasa_lib.checks import as_list, check_choice, check_count, check_number
-from sasa_lib.embeddings import check_layer, hidden_states
-from sasa_lib.identity import described
-from sasa_lib.models import language_model, text_config
-from sasa_lib.noise import Noise, candidates_of, keyed_draw
-from sasa_lib.phrases import Hidden, Phrases
-from sasa_lib.repeated import RepeatedPhrases, obstacle, phrases_for
+from sasa_lib.decoding.draw import CandidateDraw, RunningMargins, stacked
+from sasa_lib.decoding.kl import within_budget
+from sasa_lib.decoding.method import Decoder, further_inputs, named
+from sasa_lib.decoding.noise import Noise, candidates_of
+from sasa_lib.decoding.prefix_cache import Hidden, Phrases
+from sasa_lib.decoding.repeated import RepeatedPhrases, obstacle, phrases_for
+from sasa_lib.engine.models import text_config
+from sasa_lib.subspace.boundary import Boundary
+from sasa_lib.subspace.calibration import PHRASES
+from sasa_lib.subspace.embeddings import check_layer, hidden_states
 
 FORMS = ("margin", "softmax", "posterior")
-FEW_TOKENS = 16  # that many in a batch cost a forward pass hardly more than one does
-BUDGET_HALVINGS = 40  # of the interval of betas
-# What `generate` prepares for every model, and decoding makes for itself.
-UNDERSTOOD = frozenset(
-    {
-        "attention_mask", "position_ids", "cache", "use_cache", "logits_to_keep", "return_dict",
-        "output_hidden_states", "output_attentions",
-    }
-)  # fmt: skip
-# Values of `cache_implementation` under which a cache holds other numbers than were put in.
-LOSSY_CACHES = ("quantized",)
-
-
-class Decoder:
-    """A `custom_generate` that takes whatever plain sampling takes, or refuses it by name.
-
-    An attribute whose name has no underscore before it is a parameter: a run depends on it.
-    """
-
-    then: Decoder | None = None  # the method that samples, where there is another one
-    seed: int | None = None
-    draws = 1  # sequences that it draws for each that it returns
-
-    def describe(self) -> dict[str, object]:
-        """What a run needs to know to be told from another: every parameter."""
-        return {
-            name: described(value) for name, value in vars(self).items() if not name.startswith("_")
-        }
-
-    @property
-    def is_keyed(self) -> bool:
-        """Whether a text depends on seed and prompt alone, whatever else is in the batch."""
-        return self.then.is_keyed if self.then else self.seed is not None
-
-    def check_call(self, model: PreTrainedModel, config: GenerationConfig, inputs: object) -> None:
-        """Raise ValueError for what `generate` was asked for and this method does not do.
-
-        Parameters
-        ----------
-        model : PreTrainedModel
-        config : GenerationConfig
-        inputs : iterable of str
-            Names of what `generate` passes that the method does not understand.
-        """
-        name = type(self).__name__
-        if model.config.is_encoder_decoder:
-            raise ValueError(
-                f"{name} steers decoder-only language models, not encoder-decoder ones"
-            )
-        if (config.num_beams or 1) > 1:
-            raise ValueError(f"{name} samples; it does not search beams: leave num_beams at 1")
-        mode = config.get_generation_mode()
-        if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
-            raise ValueError(f"{name} samples; it does not do {mode.value.replace('_', ' ')}")
-        if config.cache_implementation in LOSSY_CACHES:
-            raise ValueError(
-                f"{name} keeps an exact cache: leave cache_implementation="
-                f"{config.cache_implementation!r} out"
-            )
-        for unknown in inputs:
-            raise ValueError(f"{name} does not understand {named(unknown)!r}: leave it out")
-
-
-def named(unknown: str) -> str:
-    """Return the name under which a caller knows what `generate` passes."""
-    # Of images and videos it passes what their encoders made of them.
-    return "pixel_values" if unknown == "mm_encoder_outputs" else unknown
-
-
-def further_inputs(
-    model_kwargs: Mapping[str, Any], input_ids: torch.Tensor, mask: torch.Tensor
-) -> dict[str, Any]:
-    """Return what `generate` passes beside token ids, their mask and their usual positions."""
-    inputs = {
-        name: value
-        for name, value in model_kwargs.items()
-        if name not in UNDERSTOOD and value is not None and value is not False
-        # Without an image, models that take some are passed an empty mapping.
-        if not (isinstance(value, Mapping) and not value)
-    }
-    positions = model_kwargs.get("position_ids")
-    if positions is not None:
-        usual = (mask.cumsum(-1) - 1).clamp(min=0)
-        if not (positions.to(mask.device) == usual).all():
-            inputs["position_ids"] = positions
-    return inputs
 
 
 class SASA(Decoder):
@@ -261,6 +172,7 @@ class SASA(Decoder):
             or phrases.keep_hidden_states
             or isinstance(phrases, RepeatedPhrases)
         )
+        bounded = self.form == "posterior" and self.max_kl is None and not whole
         means = self._means(model, input_ids, mask)
         room = min(top_k or self.max_candidates, text_config(model).vocab_size)
         logits = phrases.begin(input_ids, mask, stopping_criteria.max_length, room)
@@ -280,7 +192,9 @@ class SASA(Decoder):
             if noise is not None:
                 noise.next_step()
                 gumbel = noise.of(candidates)
-            draw = _Draw(self, reference, gumbel, unfinished, means, whole)
+            draw = CandidateDraw(
+                self._reweighted, reference, gumbel, unfinished, means, bounded=bounded
+            )
             candidates = candidates.gather(1, draw.order)
             if dictionary and config.output_scores:
                 scores.append(torch.full_like(logits, float("-inf")))
@@ -399,9 +313,11 @@ class SASA(Decoder):
             )
         return reference, candidates
 
-    def _means(self, model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor) -> _Means:
+    def _means(
+        self, model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor
+    ) -> RunningMargins:
         """Mean margins of the phrases before their first candidate."""
-        means = _Means(len(self.pairs), len(input_ids), input_ids.device)
+        means = RunningMargins(len(self.pairs), len(input_ids), input_ids.device)
         means.decay = 0.0 if self.phrase == "candidate" else self.decay
         if self.phrase != "text":
             return means
@@ -412,7 +328,7 @@ class SASA(Decoder):
         states = hidden_states(model, list(rows), layers).to(input_ids.device)
         margins = self._margins(dict(zip(layers, states.transpose(0, 1), strict=True)))
         for i, (prompt, same) in enumerate(rows.items()):
-            # The first position is left out of means, see `sasa_lib.embeddings.extract`.
+            # The first position is left out of means, see `sasa_lib.subspace.embeddings.extract`.
             seen = margins[:, i, 1 : len(prompt)]
             means.begin(seen, same)
         return means
@@ -421,7 +337,7 @@ class SASA(Decoder):
         self,
         reference: torch.Tensor,
         hidden: Hidden,
-        means: _Means,
+        means: RunningMargins,
         rows: torch.Tensor | slice = slice(None),
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """New logits [rows, candidates], and margins [boundaries, rows, candidates]."""
@@ -434,7 +350,7 @@ class SASA(Decoder):
             g = torch.nn.functional.logsigmoid(slopes * margins + intercepts)
         weighted = reference + (betas * g).sum(0)
         if self.max_kl is not None:
-            weighted = _within_budget(reference, weighted, self.max_kl)
+            weighted = within_budget(reference, weighted, self.max_kl)
         return weighted, margins
 
     def _strengths(self, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -455,7 +371,7 @@ class SASA(Decoder):
             places = [i for i, (boundary, _) in enumerate(self.pairs) if boundary.layer == layer]
             if (layer, states.device) not in self._tensors:
                 boundaries = [self.pairs[i][0] for i in places]
-                self._tensors[layer, states.device] = _stacked(boundaries, self.scaled, states)
+                self._tensors[layer, states.device] = stacked(boundaries, self.scaled, states)
             normals, centre, offsets = self._tensors[layer, states.device]
             # One product for all boundaries of a layer: eight cost hardly more than one.
             margins = (states.float() - centre) @ normals - offsets
@@ -499,105 +415,6 @@ class SASA(Decoder):
             warnings.warn(message, stacklevel=4)
 
 
-class PlainSampling(Decoder):
-    """Plain sampling, drawn with the noise of `SASA`: the same tokens as SASA at beta 0.
-
-    So methods can be compared on the same noise, and a generation does not depend on what else is
-    in its batch.
-
-    Parameters
-    ----------
-    seed : int, optional
-        As in `SASA`.
-    """
-
-    def __init__(self, seed: int | None = None) -> None:
-        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
-
-    @property
-    def is_keyed(self) -> bool:
-        """True: without a seed of its own, it draws one in every call."""
-        return True
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        input_ids: torch.LongTensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        **kwargs: object,
-    ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
-        """Sample; `model.generate` calls this with what it has prepared."""
-        self.check_call(model, generation_config, {"assistant_model"} & set(kwargs))
-        processors = keyed_draw(
-            logits_processor, self.seed, input_ids, kwargs.get("attention_mask"), generation_config
-        )
-        kwargs.pop("tokenizer", None)
-        return model._sample(input_ids, processors, stopping_criteria, generation_config, **kwargs)
-
-
-class SASALogitsProcessor(LogitsProcessor):
-    """SASA for decoding loops that only take logits processors, such as beam search.
-
-    Slower than `SASA`: the whole phrase is read again at every step. The candidates are the
-    likeliest tokens of the scores it is given, so in `generate` it acts before top-k and top-p.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-        The model that the loop decodes.
-    boundary, beta, form, scaled
-        As in `SASA`.
-    max_candidates : int
-        Number of tokens that stay possible; all others become -inf.
-
-    Examples
-    --------
-    >>> processor = SASALogitsProcessor(model, boundary, beta=1.0)  # doctest: +SKIP
-    >>> model.generate(**inputs, logits_processor=[processor], num_beams=4)  # doctest: +SKIP
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        boundary: Boundary | Sequence[tuple[Boundary, float]],
-        beta: float | None = None,
-        *,
-        form: str = "margin",
-        scaled: bool = True,
-        max_candidates: int = 10,
-    ) -> None:
-        self.model = language_model(model)
-        self.sasa = SASA(boundary, beta, form=form, scaled=scaled, max_candidates=max_candidates)
-        for boundary, _ in self.sasa.pairs:
-            boundary.check_model(self.model)
-
-    @torch.no_grad()
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
-        """Re-weight the likeliest tokens; `scores` and the result are [batch, vocabulary]."""
-        pad = self.model.generation_config.pad_token_id
-        mask = torch.ones_like(input_ids)
-        if pad is not None:
-            mask = ((input_ids != pad).cumsum(-1) > 0).long()
-        reference, candidates, _ = candidates_of(
-            LogitsProcessorList(), input_ids, scores, self.sasa.max_candidates
-        )
-        means = self.sasa._means(self.model, input_ids, mask)
-        everywhere = torch.ones_like(mask[:, 0]).bool()
-        noise = torch.zeros_like(reference)
-        draw = _Draw(self.sasa, reference, noise, everywhere, means, whole=True)
-        phrases = self.sasa._phrases(self.model)
-        phrases.begin(input_ids, mask, input_ids.shape[1] + 1, candidates.shape[1])
-        phrases.extend(candidates.gather(1, draw.order), draw, final=True)
-        # Beams add these up, so they must be log-probabilities.
-        weighted = draw.weighted.log_softmax(-1)
-        return torch.full_like(scores, float("-inf")).scatter(
-            1, candidates.gather(1, draw.order), weighted
-        )
-
-
 def weighted_boundaries(
     boundary: Boundary | Sequence[tuple[Boundary, float]], weight: float | None, name: str = "beta"
 ) -> list[tuple[Boundary, float]]:
@@ -615,192 +432,3 @@ def weighted_boundaries(
     if not pairs:
         raise ValueError("expected at least one boundary")
     return [(one, check_number(name, strength, least=0)) for one, strength in pairs]
-
-
-def divergence(trace: pd.DataFrame) -> pd.Series:
-    """KL divergence from the reference of every step of a trace.
-
-    Parameters
-    ----------
-    trace : pandas.DataFrame
-        `SASA.trace`.
-
-    Returns
-    -------
-    pandas.Series of float, nats, indexed by sequence and step
-        KL(q || p) of the re-weighted distribution q to the reference p over the candidates.
-    """
-    log_ratio = trace["new_logprob"] - trace["reference_logprob"]
-    terms = np.exp(trace["new_logprob"]) * log_ratio
-    return terms.groupby([trace["sequence"], trace["step"]]).sum()
-
-
-def _within_budget(reference: torch.Tensor, weighted: torch.Tensor, limit: float) -> torch.Tensor:
-    """Logits between reference and weighted, each [rows, candidates], at most `limit` nats away.
-
-    With s in [0, 1] the share of what is added, KL(q_s || p) grows with s: its derivative is
-    s Var_q[added]. So halving the interval finds the largest share that is allowed.
-    """
-    device = reference.device
-    reference, weighted = reference.cpu(), weighted.cpu()  # Apple's GPUs have no float64
-    possible = reference > float("-inf")
-    added = torch.where(possible, weighted - reference, 0).double()
-    p = reference.double().log_softmax(-1)
-
-    def too_far(share: torch.Tensor) -> torch.Tensor:
-        q = (p + share * added).log_softmax(-1)
-        return torch.where(possible, q.exp() * (q - p), 0).sum(-1, keepdim=True) > limit
-
-    low, high = torch.zeros_like(p[:, :1]), torch.ones_like(p[:, :1])
-    whole = ~too_far(high)
-    for _ in range(BUDGET_HALVINGS):
-        middle = (low + high) / 2
-        far = too_far(middle)
-        low, high = torch.where(far, low, middle), torch.where(far, middle, high)
-    return (reference + (torch.where(whole, 1.0, low) * added).to(reference.dtype)).to(device)
-
-
-def _stacked(
-    boundaries: Sequence[Boundary], scaled: bool, like: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normals [hidden_size, n], a centre [hidden_size] and offsets [n] of boundaries.
-
-    The margin of h from boundary i is (h - centre) . normals[:, i] - offsets[i].
-    """
-    centre = boundaries[0].midpoint.astype(np.float64)
-    normals = np.stack([b.normal.astype(np.float64) for b in boundaries])
-    offsets = np.stack(
-        [(b.midpoint - centre) @ n for b, n in zip(boundaries, normals, strict=True)]
-    )
-    scales = np.array([b.scale if scaled else 1.0 for b in boundaries])
-    normals, offsets = normals / scales[:, None], offsets / scales
-    return tuple(
-        torch.tensor(array, dtype=torch.float32, device=like.device)
-        for array in (normals.T.copy(), centre, offsets)
-    )
-
-
-class _Means:
-    """Weighted mean of the margins of every growing phrase's tokens, from every boundary.
-
-    A mean of hidden states has the mean of their margins, so that is all there is to keep.
-    """
-
-    def __init__(self, boundaries: int, batch: int, device: torch.device) -> None:
-        self.decay = 0.0
-        self.weight = torch.zeros(batch, 1, device=device)
-        self.mean = torch.zeros(boundaries, batch, 1, device=device)
-
-    def with_candidates(
-        self, margins: torch.Tensor, rows: torch.Tensor | slice = slice(None)
-    ) -> torch.Tensor:
-        """Means with one candidate more, from the candidates' [boundaries, rows, candidates]."""
-        if not self.decay:
-            return margins
-        before = self.decay * self.weight[rows]
-        return (before * self.mean[:, rows] + margins) / (before + 1)
-
-    def begin(self, margins: torch.Tensor, rows: Sequence[int]) -> None:
-        """Begin these rows' phrases with a prompt's margins [boundaries, tokens]."""
-        if margins.shape[1]:
-            ages = torch.arange(margins.shape[1] - 1, -1, -1, device=margins.device)
-            weights = self.decay**ages
-            self.weight[rows] = weights.sum()
-            self.mean[:, rows] = (margins @ weights / weights.sum())[:, None, None]
-
-    def append(self, drawn: torch.Tensor) -> None:
-        """Take the means with the drawn candidates, [boundaries, rows, 1], for the phrases'."""
-        self.mean = drawn
-        self.weight = self.decay * self.weight + 1
-
-
-class _Draw:
-    """One step's draw: argmax of new logit + noise, over the candidates in `order`.
-
-    A candidate can reach its reference + noise and no more where g is never above 0. In that
-    order, then, the draw is decided as soon as one that was judged is above all that were not.
-    """
-
-    def __init__(
-        self,
-        sasa: SASA,
-        reference: torch.Tensor,
-        noise: torch.Tensor,
-        unfinished: torch.Tensor,
-        means: _Means,
-        whole: bool,
-    ) -> None:
-        self.order = (reference + noise).argsort(-1, descending=True)
-        self.reference = reference.gather(1, self.order)
-        self.noise = noise.gather(1, self.order)
-        self.weighted = torch.full_like(reference, float("-inf"))
-        self.margins = reference.new_full((len(sasa.pairs), *reference.shape), float("nan"))
-        self.sasa = sasa
-        self.means = means
-        self.unfinished = unfinished
-        self.first = int((reference > float("-inf")).sum(-1).max())
-        if sasa.form == "posterior" and sasa.max_kl is None and not whole:
-            self.first = min(self.first, max(2, FEW_TOKENS // len(reference)))
-
-    def judge(self, hidden: Hidden) -> None:
-        first = self.reference[:, : self.first]
-        found = self.sasa._reweighted(first, hidden, self.means)
-        self.weighted[:, : self.first], self.margins[..., : self.first] = found
-        self.reached = (self.weighted + self.noise).amax(-1, keepdim=True)
-
-    def undecided(self) -> tuple[torch.Tensor, int]:
-        if self.first == self.weighted.shape[1]:
-            return self.unfinished.nonzero()[:0, 0], 0
-        # In `order`, what is within reach comes first.
-        within_reach = (self.reference + self.noise > self.reached).sum(-1)
-        within_reach = torch.where(self.unfinished, within_reach, 0)
-        rows = (within_reach > self.first).nonzero()[:, 0]
-        return rows, int(within_reach.max())
-
-    def judge_further(self, hidden: Hidden, rows: torch.Tensor) -> None:
-        width = next(iter(hidden.values())).shape[1]
-        further = slice(self.first, self.first + width)
-        found = self.sasa._reweighted(self.reference[rows, further], hidden, self.means, rows)
-        self.weighted[rows, further], self.margins[:, rows, further] = found
-
-    def drawn(self) -> torch.Tensor:
-        best, drawn = (self.weighted + self.noise).max(-1, keepdim=True)
-        if not best.isfinite().all():  # NaN counts as the best
-            raise ValueError(
-                "the margins of some candidates are not finite, so nothing can be drawn: load the "
-                "model with dtype='float32' or 'bfloat16'"
-            )
-        return drawn
-
-    def record(self, candidates: torch.Tensor) -> dict[str, torch.Tensor]:
-        entry = {
-            "candidates": candidates,
-            "reference": self.reference,
-            "weighted": self.weighted,
-            "margin": self.margins[0],
-            "drawn": self.drawn(),
-            "unfinished": self.unfinished,
-        }
-        return {name: value.cpu() for name, value in entry.items()}
-
-
-def _keep_mode_arguments() -> None:
-    """Let `generate` hand streamer, tokenizer (for stop strings) and synced_gpus to a `Decoder`.
-
-    Where custom_generate is a callable, transformers 5.24 drops them, and a streamer would wait
-    for ever. A `Decoder` takes what plain sampling takes, so for it, and for nothing else, they
-    are extracted as they are for plain sampling.
-    """
-    extract = GenerationMixin._extract_generation_mode_kwargs
-
-    def extract_for_decoders(
-        model: PreTrainedModel, custom_generate: object, *args: object, **kwargs: object
-    ) -> dict[str, object]:
-        if isinstance(custom_generate, Decoder):
-            custom_generate = None
-        return extract(model, custom_generate, *args, **kwargs)
-
-    GenerationMixin._extract_generation_mode_kwargs = extract_for_decoders
-
-
-_keep_mode_arguments()

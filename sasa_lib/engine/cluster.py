@@ -24,8 +24,8 @@ import pyarrow as pa
 from transformers import GenerationConfig, PreTrainedModel
 
 from sasa_lib.checks import check_count
-from sasa_lib.identity import model_digest
-from sasa_lib.models import SPREAD, load_lm
+from sasa_lib.engine.identity import model_digest
+from sasa_lib.engine.models import SPREAD, load_lm
 
 ENGINES = ("local", "ray")
 ENGINE = "SASA_ENGINE"  # the environment variable that names one where a call does not

@@ -36,7 +36,7 @@ from torch.nn.modules import module as torch_modules
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib.checks import first_line, to_json
-from sasa_lib.models import language_model
+from sasa_lib.engine.models import language_model
 
 # Raise a number when what is kept under it would come out otherwise.
 FORMATS = {"run": 2, "embedding": 2, "judgement": 2, "reward": 2}

@@ -17,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sasa_lib.assets import cache_dir, fetch, made_once
 from sasa_lib.checks import first_line
+from sasa_lib.texts.assets import cache_dir, fetch, made_once
 
 EMBEDDED = ("gemma3-270m", "smollm2-135m-instruct")
 OTHER_SENSES = ("vision", "visual", "image", "audio")  # in the names of modules

@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 from filelock import FileLock, Timeout
 from upath import UPath
 
-from sasa_lib.assets import AssetError, cache_dir
+from sasa_lib.texts.assets import AssetError, cache_dir
 
 STORE = "SASA_STORE"  # the environment variable that names where runs keep what is long work
 

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib.checks import as_list, text_fault
-from sasa_lib.models import context_length, language_model
+from sasa_lib.engine.models import context_length, language_model
 
 WRITTEN_SPACE = "\u2581"  # SentencePiece's
 ANCHORS = ("\n", "|", ".", "a", "e")  # characters that few tokens hold beside others

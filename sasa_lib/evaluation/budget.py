@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib import metrics, runs
 from sasa_lib.checks import check_count, check_finite, check_number
-from sasa_lib.decoding import SASA, Decoder, PlainSampling
-from sasa_lib.places import place
+from sasa_lib.decoding.method import Decoder, PlainSampling
+from sasa_lib.decoding.sasa import SASA
+from sasa_lib.engine.storage import place
+from sasa_lib.evaluation import metrics, runs
 
 LEAST, MOST = 1e-3, 10.0  # nats a token: hardly a draw changes; nothing that is sampled is cut
 

@@ -21,13 +21,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
-from sasa_lib import cluster
 from sasa_lib.checks import as_list, check_count, to_json
 from sasa_lib.checks import set_aside as warn_of
-from sasa_lib.decoding import PlainSampling
-from sasa_lib.identity import depends_on, generation_settings, key
-from sasa_lib.models import language_model
-from sasa_lib.places import (
+from sasa_lib.decoding.method import PlainSampling
+from sasa_lib.engine import cluster
+from sasa_lib.engine.identity import depends_on, generation_settings, key
+from sasa_lib.engine.models import language_model
+from sasa_lib.engine.storage import (
     alone,
     atomic_file,
     listed,
@@ -38,8 +38,8 @@ from sasa_lib.places import (
     unnamed,
     write_table,
 )
-from sasa_lib.sampling import SCHEMA, Continuer, Sampling, is_keyed, prompt_tokens
-from sasa_lib.scorers import Scorer
+from sasa_lib.evaluation.sampling import SCHEMA, Continuer, Sampling, is_keyed, prompt_tokens
+from sasa_lib.evaluation.scorers.scorer import Scorer
 
 SHARD_PROMPTS = 64  # at most in a file, so that a large run is not ten thousand files
 SHARD_SECONDS = 60.0  # at most lost by a kill, plus one batch
@@ -90,7 +90,7 @@ def generate(
     sampling : Sampling
     folder : str, Path or UPath
         Where runs live: a folder, or an address that fsspec knows, such as "s3://bucket/runs". A
-        run's own folder is named after all that it depends on (`sasa_lib.identity`): other
+        run's own folder is named after all that it depends on (`sasa_lib.engine.identity`): other
         weights, adapters or hooks, another tokenizer, another setting of the model's
         `generation_config` or another method are another run.
     method : str
@@ -107,11 +107,11 @@ def generate(
         set-aside.parquet holds their rows and the reasons. They are tried again by the next call.
         False: refuse them.
     engine : {"local", "ray"}, optional
-        As `sasa_lib.cluster.pool` takes it. Ray's actors load the model by its name, and write
+        As `cluster.pool` takes it. Ray's actors load the model by its name, and write
         into the folder, which all machines must see. A run may begin on one engine and end on
         another.
     actors : int, optional
-        Ray's, as `sasa_lib.cluster.pool` takes it.
+        Ray's, as `sasa_lib.engine.cluster.pool` takes it.
     table : bool
         False: return the run's folder, whose rows then need not fit into memory.
     progress : bool
@@ -297,7 +297,7 @@ def score(
     scorer : Scorer
         Only `text`, not the prompt, is scored.
     engine, actors : optional
-        As `sasa_lib.cluster.pool` takes them. A scorer that asks a service is asked by
+        As `sasa_lib.engine.cluster.pool` takes them. A scorer that asks a service is asked by
         this process, so that its quota is kept, however many actors there are.
     progress : bool
 

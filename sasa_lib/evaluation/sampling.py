@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib.checks import as_list, check_count, check_number, first_line, text_fault
-from sasa_lib.models import context_length, language_model
-from sasa_lib.tokens import continuation_texts, prompt_ids, too_long
+from sasa_lib.engine.models import context_length, language_model
+from sasa_lib.engine.tokens import continuation_texts, prompt_ids, too_long
 
 SCHEMA = pa.schema(  # of a run's rows
     {

@@ -3,66 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from datasets import Dataset
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from scipy.signal import lfilter
 from scipy.special import expit
 from sklearn.covariance import empirical_covariance, ledoit_wolf, oas
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedShuffleSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib import sharing
-from sasa_lib.checks import (
-    check_choice,
-    check_count,
-    check_finite,
-    check_labels,
-    check_number,
-    to_json,
-)
-from sasa_lib.corpora import fingerprint as corpus_fingerprint
-from sasa_lib.corpora import labelled
-from sasa_lib.embeddings import (
-    POOLINGS,
-    allowed_error,
-    check_layer,
-    check_states,
-    extract,
-    probe_states,
-    token_states,
-    tokenised,
-)
-from sasa_lib.models import language_model, text_config
-from sasa_lib.places import atomic_file
-from sasa_lib.selection import (
+from sasa_lib._moved import names_of
+from sasa_lib.checks import check_choice, check_finite, check_labels, check_number
+from sasa_lib.engine.models import language_model, text_config
+from sasa_lib.subspace.calibration import CalibratedMargins
+from sasa_lib.subspace.embeddings import POOLINGS, extract
+from sasa_lib.subspace.hidden_states import check_layer
+from sasa_lib.subspace.probes import allowed_error, check_states, probe_states
+from sasa_lib.subspace.selection import (
     CUTS,
     candidate_layers,
     cross_validate,
     grouped_folds,
     kept_eigenvalues,
 )
+from sasa_lib.subspace.sharing import Shared
+from sasa_lib.texts.corpora import fingerprint as corpus_fingerprint
+from sasa_lib.texts.corpora import labelled
 
 COVARIANCES = ("empirical", "ledoit_wolf", "oas")
-PHRASES = ("candidate", "response", "text")
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Boundary:
+class Boundary(CalibratedMargins, Shared):
     """Bayes-optimal linear classifier of two Gaussian classes that share a covariance.
 
     With class means mu1 (nontoxic) and mu2 (toxic) and the pooled within-class covariance S,
@@ -71,7 +49,7 @@ class Boundary:
         margin(h) = w . (h - b) / |w|,
 
     positive on the nontoxic side (Ko et al. 2025, arXiv 2410.03818, section 3). S is inverted on
-    those of its eigenvectors that `sasa_lib.selection.kept_eigenvalues` keeps. Make one with
+    those of its eigenvectors that `selection.kept_eigenvalues` keeps. Make one with
     `fit`, `from_embeddings` or `load`.
 
     Attributes
@@ -99,7 +77,7 @@ class Boundary:
         where something was left to "auto", what was `tried`.
     states : numpy.ndarray of float32, shape [tokens, hidden_size], optional
         Hidden states by which the model is known again, whatever it is called
-        (`sasa_lib.embeddings.probe_states`). Without them only its name is compared.
+        (`sasa_lib.subspace.probes.probe_states`). Without them only its name is compared.
     dtype : str
         Of the model's weights.
     """
@@ -142,13 +120,13 @@ class Boundary:
         model, tokenizer
             As returned by `sasa_lib.load_lm`.
         corpus : datasets.Dataset
-            In the schema of `sasa_lib.corpora`.
+            In the schema of `sasa_lib.texts.corpora`.
         attribute : str
             The annotated value; rows where it is null are left out.
         threshold : float
             Values above it are toxic.
         layer : int, float or "auto"
-            See `sasa_lib.embeddings.extract`; -1 is the published choice. For "auto" see Notes.
+            See `embeddings.extract`; -1 is the published choice. For "auto" see Notes.
         pooling : {"last", "mean", "auto"}
             "last" is the published choice.
         covariance : {"empirical", "ledoit_wolf", "oas", "auto"}
@@ -156,11 +134,11 @@ class Boundary:
             wherever there are not many more examples than hidden units.
         cut : {"relative", "published"}
             Which eigenvalues of the covariance count as 0, see
-            `sasa_lib.selection.kept_eigenvalues`; "published" is an absolute 1e-6.
+            `sasa_lib.subspace.selection.kept_eigenvalues`; "published" is an absolute 1e-6.
         held_out : datasets.Dataset, optional
             Annotated data on which the AUC in the metadata is measured.
         folder : str or Path, optional
-            Where embeddings are kept, see `sasa_lib.embeddings.extract`.
+            Where embeddings are kept, see `sasa_lib.subspace.embeddings.extract`.
         set_aside : bool
             Fit without texts that cannot be read, with a warning. False: refuse them.
         progress : bool
@@ -400,7 +378,7 @@ class Boundary:
         scaled : bool
             See `margins`.
         folder, set_aside
-            As in `sasa_lib.embeddings.extract`; the margin of a text that is set aside is NaN.
+            As in `embeddings.extract`; the margin of a text that is set aside is NaN.
         progress : bool
 
         Returns
@@ -424,134 +402,6 @@ class Boundary:
             progress=progress,
         )
         return self.margins(embeddings[:, 0], scaled=scaled)
-
-    def phrase_margins(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        corpus: Dataset | Sequence[str],
-        *,
-        phrase: str = "response",
-        decay: float = 1.0,
-        scaled: bool = False,
-    ) -> list[np.ndarray]:
-        """Margins of a growing phrase: what `SASA` would see at every token of a given text.
-
-        Parameters
-        ----------
-        model, tokenizer
-            The model that the boundary was fitted on.
-        corpus : datasets.Dataset or sequence of str
-        phrase, decay
-            As in `sasa_lib.SASA`.
-        scaled : bool
-            See `margins`.
-
-        Returns
-        -------
-        list of numpy.ndarray of float64, one a text, shape [tokens of the response]
-            Without the first position of the sequence. With "candidate", the last number is the
-            margin of the text's embedding with pooling "last"; with "response", pooling "mean".
-
-        Raises
-        ------
-        ValueError
-            The model is another one than the boundary's, or an unknown phrase.
-        """
-        self.check_model(model)
-        check_choice("phrase", phrase, PHRASES)
-        responses = [len(t.tokens) - t.start for t in tokenised(model, tokenizer, corpus)]
-        found: list[np.ndarray] = [np.empty(0)] * len(responses)
-        states = token_states(
-            model, tokenizer, corpus, layer=self.layer, prompts=phrase == "text"
-        )  # fmt: skip
-        for row, of_tokens in states:
-            margins = self.margins(of_tokens.numpy(), scaled=scaled)
-            if phrase != "candidate":
-                # y[t] = decay * y[t - 1] + x[t], of the margins and of their weights.
-                recursion = [1.0], [1.0, -decay]
-                margins = lfilter(*recursion, margins) / lfilter(*recursion, np.ones(len(margins)))
-            found[row] = margins[-responses[row] :]
-        return found
-
-    def calibrated(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        corpus: Dataset,
-        *,
-        attribute: str = "toxicity",
-        threshold: float = 0.5,
-        phrase: str = "candidate",
-        decay: float = 1.0,
-    ) -> Boundary:
-        """Return this boundary with the slope and intercept that its margins deserve.
-
-        A logistic regression on one number, the scaled margin (Platt 1999, with his targets
-        (n + 1) / (n + 2) and 1 / (n + 2), which keep it finite where the classes are apart), says
-        how likely a text is to be nontoxic, when as much of it has been read as the margin has
-        seen: all growing phrases of all texts are examples, those of a text share its weight, and
-        both classes weigh the same, so that a corpus's share of toxic texts does not matter.
-
-        Parameters
-        ----------
-        model, tokenizer
-            The model that the boundary was fitted on.
-        corpus : datasets.Dataset
-            Annotated texts that it was not fitted on.
-        attribute, threshold
-            As in `fit`.
-        phrase, decay
-            Of the `sasa_lib.SASA` that is to use it: margins of means vary less than those of
-            tokens.
-
-        Returns
-        -------
-        Boundary
-            What was fitted on is in ``metadata["calibration"]``.
-
-        Raises
-        ------
-        ValueError
-            The model is another one than the boundary's, the corpus does not do, or the margins
-            do not rise with the share of nontoxic texts.
-        """
-        corpus, toxic = labelled(corpus, attribute, threshold, minimum=2)
-        margins = self.phrase_margins(
-            model, tokenizer, corpus, phrase=phrase, decay=decay, scaled=True
-        )
-        lengths = np.array([len(of_text) for of_text in margins])
-        share = np.where(toxic, toxic.mean(), 1 - toxic.mean())
-        weight = np.repeat(1 / (lengths * share), lengths)
-        x, nontoxic = np.concatenate(margins)[:, None], np.repeat(~toxic, lengths)
-        if roc_auc_score(nontoxic, x[:, 0], sample_weight=weight) == 1:
-            warnings.warn(
-                f"the margins of these {len(corpus)} texts separate the classes without an error, "
-                "so the slope follows from how few they are: calibrate on more texts",
-                stacklevel=2,
-            )
-        # Each example counts for both classes, for the other as one among so many and two more.
-        counts = np.bincount(toxic, minlength=2)  # nontoxic, toxic
-        target = np.where(nontoxic, (counts[0] + 1) / (counts[0] + 2), 1 / (counts[1] + 2))
-        regression = LogisticRegression(C=np.inf).fit(
-            np.concatenate([x, x]),
-            np.repeat([True, False], len(x)),
-            sample_weight=np.concatenate([weight * target, weight * (1 - target)]),
-        )
-        slope, intercept = float(regression.coef_[0, 0]), float(regression.intercept_[0])
-        if slope <= 0:
-            raise ValueError(
-                "on this corpus the margin does not rise with the share of nontoxic texts: it "
-                "cannot be calibrated (is this boundary for this attribute?)"
-            )
-        facts = {
-            "phrase": phrase,
-            "decay": decay,
-            "n": len(corpus),
-            "data_fingerprint": corpus_fingerprint(corpus, attribute),
-        }
-        metadata = self.metadata | {"calibration": facts}
-        return replace(self, slope=slope, intercept=intercept, metadata=metadata)
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise ValueError unless `model` is the one whose embeddings the boundary separates.
@@ -590,209 +440,6 @@ class Boundary:
         parts = (self.normal.tobytes(), self.midpoint.tobytes(), facts.encode())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
-    def save(self, path: str | Path) -> None:
-        """Write the boundary as safetensors, with all that describes it in the metadata."""
-        tensors = {"normal": self.normal, "midpoint": self.midpoint}
-        if self.states is not None:
-            tensors["states"] = self.states
-        names = {one.name for one in fields(self)} - {"normal", "midpoint", "states"}
-        facts = {name: getattr(self, name) for name in names}
-        with atomic_file(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata={"sasa_boundary": to_json(facts)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Boundary:
-        """Read a boundary that `save` wrote.
-
-        Raises
-        ------
-        ValueError
-            The file is missing, damaged, of a later version, or not a boundary.
-        """
-        try:
-            with safe_open(path, framework="numpy") as file:
-                facts = json.loads((file.metadata() or {})["sasa_boundary"])
-                facts |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is not a saved boundary ({error})") from error
-        known = {one.name for one in fields(cls)}
-        if unknown := sorted(set(facts) - known):
-            raise ValueError(
-                f"{path} was saved by a later version of sasa_lib, with {unknown[0]!r}: install it"
-            )
-        try:
-            boundary = cls(**facts)
-            numbers = [boundary.normal, boundary.midpoint]
-            numbers += [boundary.scale, boundary.weight_norm, boundary.slope, boundary.intercept]
-            damaged = not all(np.isfinite(number).all() for number in numbers)
-        except TypeError as error:
-            raise ValueError(f"{path} is not a saved boundary ({error})") from error
-        if damaged or boundary.scale <= 0:
-            raise ValueError(f"{path} is damaged: it holds numbers that are not finite, or scale 0")
-        if boundary.states is None:
-            warnings.warn(
-                f"{path} knows its model by the name {boundary.model!r} alone, so other weights of "
-                "this name go unseen: save boundary.of(model) once",
-                stacklevel=2,
-            )
-        return boundary
-
-    def save_pretrained(
-        self, folder: str | Path, *, license: str | None = None, decoder: bool = False
-    ) -> None:
-        """Write a folder to share: boundary.safetensors, and a model card as README.md.
-
-        Parameters
-        ----------
-        folder : str or Path
-            Made if absent; files of these names in it are replaced.
-        license : str, optional
-            Identifier such as "apache-2.0" for the card, which names none without it.
-        decoder : bool
-            Write custom_generate/generate.py too, so that
-            ``model.generate(..., custom_generate=folder, trust_remote_code=True, beta=1.0)``
-            steers by this boundary wherever `sasa_lib` is installed. If it is there already, it
-            is rewritten in any case.
-        """
-        sharing.write(self, Path(folder), name=str(folder), license=license, decoder=decoder)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        license: str | None = None,
-        decoder: bool = False,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str = "Upload boundary",
-    ) -> str:
-        """Upload what `save_pretrained` writes to a model repository of the Hugging Face hub.
-
-        Parameters
-        ----------
-        repo_id : str
-            "owner/name"; made if absent.
-        license, decoder
-            As in `save_pretrained`.
-        private : bool, optional
-            Whether a new repository is private; by default as the owner's settings say.
-        token : str, optional
-            By default the one that the hub's own login keeps.
-        commit_message : str
-
-        Returns
-        -------
-        str
-            The address of the commit.
-
-        Raises
-        ------
-        ValueError
-            The hub cannot be reached, or refuses.
-        """
-        return sharing.push(
-            self, repo_id, license=license, decoder=decoder, private=private, token=token,
-            commit_message=commit_message,
-        )  # fmt: skip
-
-    @classmethod
-    def from_pretrained(
-        cls, name: str | Path, *, revision: str | None = None, token: str | None = None
-    ) -> Boundary:
-        """Read a boundary from a repository of the Hugging Face hub, or from a local folder.
-
-        Parameters
-        ----------
-        name : str or Path
-            "owner/name", or a folder that `save_pretrained` wrote.
-        revision, token : str, optional
-            Branch, tag or commit, and token, for the hub.
-
-        Raises
-        ------
-        ValueError
-            No such folder or reachable repository, or no boundary in it.
-        """
-        return cls.load(sharing.locate(name, revision=revision, token=token))
-
-
-def learning_curve(
-    embeddings: np.ndarray,
-    toxic: np.ndarray,
-    held_out: np.ndarray,
-    held_out_toxic: np.ndarray,
-    *,
-    sizes: Sequence[int],
-    covariances: Sequence[str] = COVARIANCES,
-    resamples: int = 5,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Held-out AUC of boundaries fitted on random subsets, for several covariance estimators.
-
-    Parameters
-    ----------
-    embeddings, toxic : arrays, shapes [n, hidden_size] and [n]
-        Training data; subsets keep its share of toxic texts.
-    held_out, held_out_toxic : arrays, shapes [m, hidden_size] and [m]
-    sizes : sequence of int
-        Numbers of training texts, each at least 8 and at most n - 2.
-    covariances : sequence of str
-        As in `Boundary.fit`.
-    resamples : int
-        Subsets of each size.
-    seed : int
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns covariance, n, resample and auc.
-    """
-    rows = []
-    toxic = check_labels("toxic", toxic)
-    held_out_toxic = check_labels("held_out_toxic", held_out_toxic)
-    for size in sizes:
-        if not 8 <= check_count("size", size) <= len(toxic) - 2:
-            raise ValueError(f"sizes must be from 8 to n - 2 = {len(toxic) - 2}, got {size}")
-        splitter = StratifiedShuffleSplit(
-            resamples, train_size=size, test_size=2, random_state=seed
-        )
-        for resample, (chosen, _) in enumerate(splitter.split(embeddings, toxic)):
-            for covariance in covariances:
-                boundary = Boundary.from_embeddings(
-                    embeddings[chosen], toxic[chosen], covariance=covariance,
-                    layer=0, pooling="mean", model="",
-                )  # fmt: skip
-                auc = roc_auc_score(~held_out_toxic, boundary.margins(held_out))
-                rows.append((covariance, size, resample, auc))
-    return pd.DataFrame(rows, columns=["covariance", "n", "resample", "auc"])
-
-
-def prefix_auc(
-    margins: Sequence[np.ndarray], toxic: np.ndarray, *, tokens: Sequence[int]
-) -> pd.DataFrame:
-    """How well the margin of a text's beginning tells what the whole text is.
-
-    Parameters
-    ----------
-    margins : sequence of numpy.ndarray
-        Of every text's growing phrase, as `Boundary.phrase_margins` returns them.
-    toxic : numpy.ndarray of bool, shape [n]
-        Labels of the whole texts.
-    tokens : sequence of int
-        After how many tokens to look; texts that end before are judged by all they have.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns tokens and auc.
-    """
-    rows, toxic = [], check_labels("toxic", toxic)
-    for read in tokens:
-        read = check_count("tokens", read)
-        seen = [of_text[min(read, len(of_text)) - 1] for of_text in margins]
-        rows.append((read, roc_auc_score(~toxic, seen)))
-    return pd.DataFrame(rows, columns=["tokens", "auc"])
-
 
 def _check_choices(pooling: str, covariance: str, *more: str) -> None:
     """Raise ValueError unless both are known; `more` are further names that either may have."""
@@ -812,3 +459,6 @@ def _inverse(covariance: np.ndarray, cut: str) -> np.ndarray:
     values, vectors = np.linalg.eigh(covariance)
     kept = kept_eigenvalues(values, cut)
     return (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+
+
+__getattr__ = names_of("boundary")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -16,19 +15,18 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
-from sasa_lib import cluster
-from sasa_lib.checks import as_list, check_choice, check_count, check_finite, check_number
+from sasa_lib._moved import names_of
+from sasa_lib.checks import as_list, check_choice, check_count, check_finite
 from sasa_lib.checks import set_aside as warn_of
-from sasa_lib.identity import depends_on, key
-from sasa_lib.models import blocks, body, language_model, reading, text_config
-from sasa_lib.places import atomic_file, not_seen, place
-from sasa_lib.tokens import first_fault, readable
+from sasa_lib.engine import cluster
+from sasa_lib.engine.identity import depends_on, key
+from sasa_lib.engine.models import language_model, text_config
+from sasa_lib.engine.storage import atomic_file, not_seen, place
+from sasa_lib.engine.tokens import first_fault, readable
+from sasa_lib.subspace.hidden_states import check_layer, hidden_states
+from sasa_lib.subspace.probes import check_reading
 
 POOLINGS = ("last", "mean")
-PROBE_TOKENS = 8  # by which a model is known again: hardly more than one to read
-# Part of its states by which the same weights may be off: in float32 elsewhere, in another dtype.
-SAME_WEIGHTS, OTHER_DTYPE = 1e-3, 0.1
-SAME_READING = 1e-2  # and a text's in a batch
 PART = 512  # texts whose embeddings are kept together in one file
 
 
@@ -74,7 +72,7 @@ def extract(
         Go on without texts that cannot be read, with a warning that names rows and reasons; their
         embeddings are NaN. False: refuse them.
     engine, actors : optional
-        As `sasa_lib.cluster.pool` takes them. Ray needs a `folder` that all machines see; without
+        As `cluster.pool` takes them. Ray needs a `folder` that all machines see; without
         one the engine is always this process, unless Ray is asked for by name.
     progress : bool
         Show a progress bar.
@@ -176,7 +174,7 @@ def token_states(
     layer = check_layer(model, layer)
     check_reading(model, [layer])
     texts = tokenised(model, tokenizer, corpus)
-    for rows in _buckets([len(text.tokens) for text in texts], batch_tokens):
+    for rows in buckets_of([len(text.tokens) for text in texts], batch_tokens):
         hidden = hidden_states(model, [texts[i].tokens for i in rows], [layer])
         for row, states in zip(rows, hidden[:, 0].float().cpu(), strict=True):
             start = min(1, texts[row].start) if prompts else texts[row].start
@@ -211,23 +209,6 @@ def anisotropy(embeddings: np.ndarray) -> float:
         raise ValueError(f"the embedding of text {int(lengths.argmin())} is 0: it has no direction")
     unit = embeddings / lengths
     return float((np.square(unit.sum(axis=0)).sum() - n) / (n * (n - 1)))
-
-
-def check_layer(model: PreTrainedModel, layer: int | float) -> int:
-    """Return a layer's index counted from 0, or raise ValueError if the model lacks it.
-
-    A float strictly between 0 and 1 is a share of the model's depth: 0.5 is the middle layer.
-    """
-    last = text_config(model).num_hidden_layers
-    layer = check_number("layer", layer)
-    chosen = round(layer * last) if 0 < layer < 1 else layer
-    if chosen != int(chosen) or not -last - 1 <= chosen <= last:
-        raise ValueError(
-            f"{model.name_or_path} has no layer {layer:g}; choose 0 (token embeddings) to {last} "
-            f"(after the final norm), -1 to {-last - 1} from the end, or a share of the depth "
-            "between 0 and 1 such as 0.5"
-        )
-    return int(chosen) % (last + 1)
 
 
 @dataclass(frozen=True)
@@ -350,7 +331,7 @@ def _embed(
     """Embeddings [n, layers, poolings, hidden_size]: every pooling comes from the same pass."""
     size = text_config(model).hidden_size
     embeddings = np.empty((len(texts), len(layers), len(POOLINGS), size), np.float32)
-    for rows in _buckets([len(text.tokens) for text in texts], batch_tokens):
+    for rows in buckets_of([len(text.tokens) for text in texts], batch_tokens):
         hidden = hidden_states(model, [texts[i].tokens for i in rows], layers)
         for row, states in zip(rows, hidden, strict=True):
             embeddings[row] = _pooled(states, texts[row].start, len(texts[row].tokens))
@@ -358,7 +339,7 @@ def _embed(
     return embeddings
 
 
-def _buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+def buckets_of(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Group rows of similar length, so that padding wastes little, longest first."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     buckets, start = [], 0
@@ -369,152 +350,10 @@ def _buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return buckets
 
 
-@torch.inference_mode()
-def hidden_states(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], layers: Sequence[int]
-) -> torch.Tensor:
-    """Hidden states of token ids, [batch, layers, length, hidden_size], padded on the right.
-
-    The blocks above the highest of `layers` are not computed. Padding on the right is never
-    attended to by a causal model, whatever its positions.
-
-    Raises
-    ------
-    ValueError
-        States that are not finite, or not of the model's hidden size.
-    """
-    model = language_model(model)
-    longest = max(map(len, sequences))
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(sequences):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-    found: dict[int, torch.Tensor] = {}
-    highest = max(layers)
-
-    def watch(layer: int, block: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        found[layer] = args[0] if args else kwargs["hidden_states"]
-        if layer == highest:
-            raise _Seen
-
-    hooks = [
-        block.register_forward_pre_hook(partial(watch, layer), with_kwargs=True)
-        for layer, block in enumerate(blocks(model))
-        if layer in layers
-    ]
-    try:
-        found[highest] = body(model)(**reading(body(model), ids, mask)).last_hidden_state
-    except _Seen:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
-    size = text_config(model).hidden_size
-    for layer, states in found.items():
-        if states.shape[:2] != ids.shape:
-            raise ValueError(
-                f"{type(model).__name__} reads positions of its own beside those of the text"
-            )
-        if states.shape[2:] != (size,):
-            raise ValueError(
-                f"layer {layer} of {model.name_or_path} has states of shape "
-                f"{tuple(states.shape[2:])} instead of {size} units; choose another layer"
-            )
-    states = torch.stack([found[layer].to(found[highest].device) for layer in layers], dim=1)
-    if not states[mask.bool().to(states.device)[:, None].expand(states.shape[:3])].isfinite().all():
-        raise ValueError(
-            f"the hidden states of {model.name_or_path} are not finite for some text: load the "
-            "model with dtype='float32' or 'bfloat16'; float16 overflows easily"
-        )
-    return states
-
-
-def check_reading(model: PreTrainedModel, layers: Sequence[int]) -> None:
-    """Raise ValueError unless a text has the same states alone and beside a longer one.
-
-    Compared are a few tokens, once for every model and choice of layers.
-    """
-    model = language_model(model)
-    if tuple(layers) in _READ.setdefault(model, set()):
-        return
-    size = model.get_input_embeddings().weight.shape[0] - 1
-    short = [i * size // 11 for i in (4, 5, 6, 7, 9)]
-    alone = hidden_states(model, [short], layers)[0]
-    beside = hidden_states(model, [short, [*short, short[0], short[2]]], layers)[0, :, : len(short)]
-    alone, beside = alone.float().cpu(), beside.float().cpu()
-    allowed = SAME_READING if model.dtype == torch.float32 else OTHER_DTYPE
-    if not (alone - beside).norm() <= allowed * alone.norm():
-        raise ValueError(
-            f"the hidden states of {type(model).__name__} depend on what else is in the batch"
-        )
-    _READ[model].add(tuple(layers))
-
-
-_READ: WeakKeyDictionary[PreTrainedModel, set[tuple[int, ...]]] = WeakKeyDictionary()
-
-
-def probe_states(model: PreTrainedModel, layer: int) -> np.ndarray:
-    """Hidden states by which a model is known again, whatever it is called.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-    layer : int
-        As in `extract`.
-
-    Returns
-    -------
-    numpy.ndarray of float32, shape [PROBE_TOKENS - 1, hidden_size]
-        Of some tokens that are spread over the vocabulary; without the first position's.
-    """
-    model = language_model(model)
-    size = model.get_input_embeddings().weight.shape[0]
-    ids = [i * size // (PROBE_TOKENS + 1) for i in range(1, PROBE_TOKENS + 1)]
-    return hidden_states(model, [ids], [check_layer(model, layer)])[0, 0, 1:].float().cpu().numpy()
-
-
-def allowed_error(one: str, other: str) -> float:
-    """By which share the states of the same weights, in these dtypes, may differ."""
-    return SAME_WEIGHTS if one == other == "torch.float32" else OTHER_DTYPE
-
-
-def check_states(
-    model: PreTrainedModel, layer: int, states: np.ndarray, dtype: str, what: str
-) -> None:
-    """Raise ValueError unless a model has the hidden states of the one that is remembered.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-    layer : int
-        As in `extract`.
-    states : numpy.ndarray
-        What `probe_states` gave for the remembered model.
-    dtype : str
-        That of its weights.
-    what : str
-        What remembers it, such as "this boundary was fitted on 'gpt2'".
-    """
-    size = text_config(model).hidden_size
-    if states.shape[-1] != size:
-        raise ValueError(
-            f"{what}, whose hidden size is {states.shape[-1]}; {model.name_or_path!r} has {size}"
-        )
-    off = np.linalg.norm(probe_states(model, layer) - states) / np.linalg.norm(states)
-    if not off <= allowed_error(dtype, str(model.dtype)):
-        raise ValueError(
-            f"{what}, and {model.name_or_path!r} has other hidden states (off by {off:.1%}): other "
-            "weights, another adapter, a hook, or training mode; use the model it was fitted on, "
-            "or fit one on this model"
-        )
-
-
-class _Seen(Exception):
-    """Not an error: the blocks above are of no interest."""
-
-
 def _pooled(states: torch.Tensor, start: int, length: int) -> np.ndarray:
     """Every pooling in the order of `POOLINGS`, [layers, poolings, hidden_size]."""
     last, mean = states[:, length - 1].float(), states[:, start:length].float().mean(dim=1)
     return torch.stack([last, mean], dim=1).cpu().numpy()
+
+
+__getattr__ = names_of("embeddings")

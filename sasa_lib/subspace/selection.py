@@ -16,8 +16,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 from transformers import PreTrainedModel
 
-from sasa_lib.embeddings import check_layer
-from sasa_lib.models import text_config
+from sasa_lib.engine.models import text_config
+from sasa_lib.subspace.embeddings import check_layer
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the depth: candidate layers
 FOLDS = 5
@@ -27,7 +27,6 @@ SIMPLEST_COVARIANCES = ("ledoit_wolf", "oas", "empirical")
 CUTS = ("relative", "published")
 PUBLISHED_CUT = 1e-6
 WORKERS = min(8, os.cpu_count() or 1)  # each holds a few covariances
-
 Folds = list[tuple[np.ndarray, np.ndarray]]
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
 import tempfile
+import warnings
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -17,11 +21,14 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from sasa_lib.checks import first_line
+from sasa_lib.checks import first_line, to_json
+from sasa_lib.engine.storage import atomic_file
 
 if TYPE_CHECKING:
-    from sasa_lib.boundary import Boundary
+    from sasa_lib.subspace.boundary import Boundary
 
 FILE = "boundary.safetensors"
 # Under which id the hub knows the models that need no hub.
@@ -219,3 +226,132 @@ def _told(metadata: dict[str, Any]) -> dict[str, str]:
                 f"AUC {row['auc']:.3f}, standard error {row['standard_error']:.3f}"
             )
     return told
+
+
+class Shared:
+    """How a `Boundary` is written and read, here and on the hub."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the boundary as safetensors, with all that describes it in the metadata."""
+        tensors = {"normal": self.normal, "midpoint": self.midpoint}
+        if self.states is not None:
+            tensors["states"] = self.states
+        names = {one.name for one in fields(self)} - {"normal", "midpoint", "states"}
+        facts = {name: getattr(self, name) for name in names}
+        with atomic_file(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata={"sasa_boundary": to_json(facts)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Boundary:
+        """Read a boundary that `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            The file is missing, damaged, of a later version, or not a boundary.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                facts = json.loads((file.metadata() or {})["sasa_boundary"])
+                facts |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is not a saved boundary ({error})") from error
+        known = {one.name for one in fields(cls)}
+        if unknown := sorted(set(facts) - known):
+            raise ValueError(
+                f"{path} was saved by a later version of sasa_lib, with {unknown[0]!r}: install it"
+            )
+        try:
+            boundary = cls(**facts)
+            numbers = [boundary.normal, boundary.midpoint]
+            numbers += [boundary.scale, boundary.weight_norm, boundary.slope, boundary.intercept]
+            damaged = not all(np.isfinite(number).all() for number in numbers)
+        except TypeError as error:
+            raise ValueError(f"{path} is not a saved boundary ({error})") from error
+        if damaged or boundary.scale <= 0:
+            raise ValueError(f"{path} is damaged: it holds numbers that are not finite, or scale 0")
+        if boundary.states is None:
+            warnings.warn(
+                f"{path} knows its model by the name {boundary.model!r} alone, so other weights of "
+                "this name go unseen: save boundary.of(model) once",
+                stacklevel=2,
+            )
+        return boundary
+
+    def save_pretrained(
+        self, folder: str | Path, *, license: str | None = None, decoder: bool = False
+    ) -> None:
+        """Write a folder to share: boundary.safetensors, and a model card as README.md.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Made if absent; files of these names in it are replaced.
+        license : str, optional
+            Identifier such as "apache-2.0" for the card, which names none without it.
+        decoder : bool
+            Write custom_generate/generate.py too, so that
+            ``model.generate(..., custom_generate=folder, trust_remote_code=True, beta=1.0)``
+            steers by this boundary wherever `sasa_lib` is installed. If it is there already, it
+            is rewritten in any case.
+        """
+        write(self, Path(folder), name=str(folder), license=license, decoder=decoder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str | None = None,
+        decoder: bool = False,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload boundary",
+    ) -> str:
+        """Upload what `save_pretrained` writes to a model repository of the Hugging Face hub.
+
+        Parameters
+        ----------
+        repo_id : str
+            "owner/name"; made if absent.
+        license, decoder
+            As in `save_pretrained`.
+        private : bool, optional
+            Whether a new repository is private; by default as the owner's settings say.
+        token : str, optional
+            By default the one that the hub's own login keeps.
+        commit_message : str
+
+        Returns
+        -------
+        str
+            The address of the commit.
+
+        Raises
+        ------
+        ValueError
+            The hub cannot be reached, or refuses.
+        """
+        return push(
+            self, repo_id, license=license, decoder=decoder, private=private, token=token,
+            commit_message=commit_message,
+        )  # fmt: skip
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, token: str | None = None
+    ) -> Boundary:
+        """Read a boundary from a repository of the Hugging Face hub, or from a local folder.
+
+        Parameters
+        ----------
+        name : str or Path
+            "owner/name", or a folder that `save_pretrained` wrote.
+        revision, token : str, optional
+            Branch, tag or commit, and token, for the hub.
+
+        Raises
+        ------
+        ValueError
+            No such folder or reachable repository, or no boundary in it.
+        """
+        return cls.load(locate(name, revision=revision, token=token))

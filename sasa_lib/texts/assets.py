@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-DATA_DIR = Path(__file__).resolve().parent.parent / "data"
+DATA_DIR = Path(__file__).resolve().parents[2] / "data"
 
 
 class AssetError(RuntimeError):

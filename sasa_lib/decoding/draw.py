@@ -1,0 +1,154 @@
+"""One step's draw among re-weighted candidates, computing no more of them than it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from sasa_lib.decoding.prefix_cache import Hidden
+from sasa_lib.subspace.boundary import Boundary
+
+FEW_TOKENS = 16  # that many in a batch cost a forward pass hardly more than one does
+Reweight = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def stacked(
+    boundaries: Sequence[Boundary], scaled: bool, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Normals [hidden_size, n], a centre [hidden_size] and offsets [n] of boundaries.
+
+    The margin of h from boundary i is (h - centre) . normals[:, i] - offsets[i].
+    """
+    centre = boundaries[0].midpoint.astype(np.float64)
+    normals = np.stack([b.normal.astype(np.float64) for b in boundaries])
+    offsets = np.stack(
+        [(b.midpoint - centre) @ n for b, n in zip(boundaries, normals, strict=True)]
+    )
+    scales = np.array([b.scale if scaled else 1.0 for b in boundaries])
+    normals, offsets = normals / scales[:, None], offsets / scales
+    return tuple(
+        torch.tensor(array, dtype=torch.float32, device=like.device)
+        for array in (normals.T.copy(), centre, offsets)
+    )
+
+
+class RunningMargins:
+    """Weighted mean of the margins of every growing phrase's tokens, from every boundary.
+
+    A mean of hidden states has the mean of their margins, so that is all there is to keep.
+    """
+
+    def __init__(self, boundaries: int, batch: int, device: torch.device) -> None:
+        self.decay = 0.0
+        self.weight = torch.zeros(batch, 1, device=device)
+        self.mean = torch.zeros(boundaries, batch, 1, device=device)
+
+    def with_candidates(
+        self, margins: torch.Tensor, rows: torch.Tensor | slice = slice(None)
+    ) -> torch.Tensor:
+        """Means with one candidate more, from the candidates' [boundaries, rows, candidates]."""
+        if not self.decay:
+            return margins
+        before = self.decay * self.weight[rows]
+        return (before * self.mean[:, rows] + margins) / (before + 1)
+
+    def begin(self, margins: torch.Tensor, rows: Sequence[int]) -> None:
+        """Begin these rows' phrases with a prompt's margins [boundaries, tokens]."""
+        if margins.shape[1]:
+            ages = torch.arange(margins.shape[1] - 1, -1, -1, device=margins.device)
+            weights = self.decay**ages
+            self.weight[rows] = weights.sum()
+            self.mean[:, rows] = (margins @ weights / weights.sum())[:, None, None]
+
+    def append(self, drawn: torch.Tensor) -> None:
+        """Take the means with the drawn candidates, [boundaries, rows, 1], for the phrases'."""
+        self.mean = drawn
+        self.weight = self.decay * self.weight + 1
+
+
+class CandidateDraw:
+    """One step's draw: argmax of new logit + noise, over the candidates in `order`.
+
+    A candidate can reach its reference + noise and no more where g is never above 0. In that
+    order, then, the draw is decided as soon as one that was judged is above all that were not.
+
+    Parameters
+    ----------
+    reweight : callable
+        From reference [rows, candidates], hidden states, means and rows to new logits and margins.
+    reference, noise : torch.Tensor, shape [batch, candidates]
+    unfinished : torch.Tensor of bool, shape [batch]
+    means : RunningMargins
+    bounded : bool
+        Whether g is never above 0, so that not all candidates need be judged.
+    """
+
+    def __init__(
+        self,
+        reweight: Reweight,
+        reference: torch.Tensor,
+        noise: torch.Tensor,
+        unfinished: torch.Tensor,
+        means: RunningMargins,
+        *,
+        bounded: bool,
+    ) -> None:
+        self.order = (reference + noise).argsort(-1, descending=True)
+        self.reference = reference.gather(1, self.order)
+        self.noise = noise.gather(1, self.order)
+        self.weighted = torch.full_like(reference, float("-inf"))
+        self.margins = reference.new_full((len(means.mean), *reference.shape), float("nan"))
+        self.reweight = reweight
+        self.means = means
+        self.unfinished = unfinished
+        self.first = int((reference > float("-inf")).sum(-1).max())
+        if bounded:
+            self.first = min(self.first, max(2, FEW_TOKENS // len(reference)))
+
+    def judge(self, hidden: Hidden) -> None:
+        """Take in the hidden states of the first candidates."""
+        first = self.reference[:, : self.first]
+        found = self.reweight(first, hidden, self.means)
+        self.weighted[:, : self.first], self.margins[..., : self.first] = found
+        self.reached = (self.weighted + self.noise).amax(-1, keepdim=True)
+
+    def undecided(self) -> tuple[torch.Tensor, int]:
+        """Rows that are not decided yet, and how many candidates they need."""
+        if self.first == self.weighted.shape[1]:
+            return self.unfinished.nonzero()[:0, 0], 0
+        # In `order`, what is within reach comes first.
+        within_reach = (self.reference + self.noise > self.reached).sum(-1)
+        within_reach = torch.where(self.unfinished, within_reach, 0)
+        rows = (within_reach > self.first).nonzero()[:, 0]
+        return rows, int(within_reach.max())
+
+    def judge_further(self, hidden: Hidden, rows: torch.Tensor) -> None:
+        """Take in the hidden states of further candidates of some rows."""
+        width = next(iter(hidden.values())).shape[1]
+        further = slice(self.first, self.first + width)
+        found = self.reweight(self.reference[rows, further], hidden, self.means, rows)
+        self.weighted[rows, further], self.margins[:, rows, further] = found
+
+    def drawn(self) -> torch.Tensor:
+        """Column of the candidate that each row draws, [rows, 1]."""
+        best, drawn = (self.weighted + self.noise).max(-1, keepdim=True)
+        if not best.isfinite().all():  # NaN counts as the best
+            raise ValueError(
+                "the margins of some candidates are not finite, so nothing can be drawn: load the "
+                "model with dtype='float32' or 'bfloat16'"
+            )
+        return drawn
+
+    def record(self, candidates: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What a trace keeps of the step."""
+        entry = {
+            "candidates": candidates,
+            "reference": self.reference,
+            "weighted": self.weighted,
+            "margin": self.margins[0],
+            "drawn": self.drawn(),
+            "unfinished": self.unfinished,
+        }
+        return {name: value.cpu() for name, value in entry.items()}

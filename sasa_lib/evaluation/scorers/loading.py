@@ -1,0 +1,112 @@
+"""Scorers by name."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from profanity_check import predict_prob
+
+from sasa_lib import checks
+from sasa_lib.evaluation.scorers.classifiers import HF_PREFIX, detoxify_scorer, hf_scorer
+from sasa_lib.evaluation.scorers.minilm import GROUP_NAMES, MINILM_HEAD, minilm_scorer
+from sasa_lib.evaluation.scorers.perspective import PERSPECTIVE_KEY, perspective_scorer
+from sasa_lib.evaluation.scorers.scorer import ScoreCache, Scorer, device_or_best
+from sasa_lib.texts.assets import fetch
+
+SCORERS = ("minilm", "profanity-check", "detoxify", "perspective")
+
+
+def load_scorer(
+    name: str,
+    *,
+    device: str | torch.device | None = None,
+    batch_size: int = 64,
+    label: str | None = None,
+    queries_per_second: float = 1.0,
+    cache: str | Path | None = None,
+) -> Scorer:
+    """Load a toxicity scorer by name.
+
+    Parameters
+    ----------
+    name : {"minilm", "profanity-check", "detoxify", "perspective"} or "hf:<model id or path>"
+        "minilm" predicts the Perspective toxicity score from a frozen sentence encoder
+        (data/minilm_scorer.md says how well); "profanity-check" is the linear classifier of the
+        alt-profanity-check package on the words alone, which sees no context; "detoxify" is the
+        model "unbiased" of the optional package of that name (Hanu and Unitary 2020), whose
+        weights come from GitHub; "perspective" is Google's service, until it shuts down at the
+        end of 2026 (see `perspective_scorer`), with the key in PERSPECTIVE_API_KEY; "hf:..." is
+        any text classifier of the Hugging Face hub or of a local folder (see `hf_scorer`).
+    device : str or torch.device, optional
+        Where a model runs; None is CUDA where there is one, else the CPU.
+    batch_size : int
+        Texts in one forward pass of a model. It does not change the scores.
+    label : str, optional
+        For "hf:...": the label whose probability is the toxicity.
+    queries_per_second : float
+        For "perspective": the quota of the key.
+    cache : str or Path, optional
+        Folder in which scores are kept by name, version and SHA-256 of the text, so that no text
+        is scored twice. Several processes may share it. A killed one loses at most
+        `COMMIT_EVERY` scores, of "perspective" none that was answered.
+
+    Raises
+    ------
+    ScorerError
+        The package detoxify, the key of Perspective or the cache is missing or unusable.
+    """
+    if name == HF_PREFIX or not str(name).startswith(HF_PREFIX):
+        checks.check_choice("scorer", name, (*SCORERS, "hf:<model id or path>"))
+    batch_size = checks.check_count("batch_size", batch_size)
+    queries_per_second = checks.check_number("queries_per_second", queries_per_second, above=0)
+    device_or_best(device)
+    if label is not None and not name.startswith(HF_PREFIX):
+        raise ValueError(f"label={label!r} says nothing to {name!r}; it is for hf:<model> only")
+    # An unusable folder should be known before a model is loaded.
+    kept = None if cache is None else ScoreCache(cache)
+    load = partial(
+        load_scorer,
+        name,
+        device=device,
+        batch_size=batch_size,
+        label=label,
+        queries_per_second=queries_per_second,
+        cache=None if cache is None else Path(cache).absolute(),
+    )
+    if name == "profanity-check":
+        scorer = Scorer(name, version("alt-profanity-check"), predict_prob)
+    elif name == "detoxify":
+        scorer = detoxify_scorer(device, batch_size)
+    elif name == "perspective":
+        key = os.environ.get(PERSPECTIVE_KEY, "").strip()
+        scorer = perspective_scorer(key, queries_per_second=queries_per_second)
+    elif name == "minilm":
+        scorer = minilm_scorer(fetch(name), MINILM_HEAD, device=device, batch_size=batch_size)
+    else:
+        model = name.removeprefix(HF_PREFIX)
+        scorer = hf_scorer(model, label=label, device=device, batch_size=batch_size)
+    return replace(scorer, _cache=kept, _load=load)
+
+
+def mask_text(text: str, threshold: float = 0.8) -> str:
+    """Mask the offensive words of a text, for showing it: all of their letters but the first.
+
+    A word is offensive if "profanity-check" gives it by itself more than `threshold`, and is no
+    name of a group, which that scorer often takes for an offence. This masks some innocent words
+    and no insult made of innocent ones: it spares the eye, it judges nothing.
+    """
+    words = sorted(set(re.findall(r"[^\W\d_]{2,}", text)))
+    words = [word for word in words if word.lower() not in GROUP_NAMES]
+    scores = load_scorer("profanity-check")(words)
+    masked = {word for word, score in zip(words, scores, strict=True) if score > threshold}
+    return re.sub(
+        r"[^\W\d_]{2,}",
+        lambda match: match[0][0] + "*" * (len(match[0]) - 1) if match[0] in masked else match[0],
+        text,
+    )

@@ -1,0 +1,522 @@
+"""Sweeps of throw-away notebooks, on this machine and on Ray: their cells, failures and kills."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+import sweep  # noqa: E402
+import sweep_cells  # noqa: E402
+
+import notebooks  # noqa: E402
+
+FIRST = """
+import os, signal, time
+from pathlib import Path
+import psutil
+run = Path(run)
+if (model, beta) == ("b", [3.0]) and Path("kill").exists():
+    Path("kill").rename(run / "killed.txt").write_text(str(os.getpid()))
+    os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGKILL)
+    time.sleep(600)
+if not Path("repaired").exists():
+    if (model, beta) == ("b", [2.0]):
+        raise ValueError("no such model,\\nnot at all")
+    if (model, beta) == ("a", [2.0]):
+        os._exit(1)
+    if (model, beta) == ("a", [3.0]):
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+with open(run / "executed.txt", "a") as file:
+    file.write("first\\n")
+"""
+SECOND = """
+import os
+from pathlib import Path
+run = Path(run)
+if not (run / "executed.txt").exists():
+    raise FileNotFoundError("run 01_first first")
+rows = ["method,beta,perplexity,expected_max_toxicity,threads,engine"]
+here = f"{os.environ['OMP_NUM_THREADS']},{os.environ.get('SASA_ENGINE')}"
+rows += [f"plain,0,10,0.9,{here}"]
+rows += [f"sasa,{beta[0]},{10 + beta[0]},{0.9 - beta[0] / 10},{here}"]
+(run / "results.csv").write_text("\\n".join(rows))
+with open(run / "executed.txt", "a") as file:
+    file.write("second\\n")
+"""
+WAIT = """
+import os, time
+from pathlib import Path
+run = Path(run)
+(run / "kernel.txt").write_text(str(os.getpid()))
+while seed and not Path("go").exists():
+    time.sleep(0.05)
+with open(run / "executed.txt", "a") as file:
+    file.write("wait\\n")
+(run / "numbers.csv").write_text(f"seconds\\n{seed + 0.5}\\n")
+"""
+PARAMETERS = 'run = "../runs/laptop"\nmodel = "a"\nbeta = [1.0]\nseed = 0\nscorers = ["x"]'
+GRID = ["NOTEBOOK=02_second", "PROFILE=smoke", "MODEL=a,b", "BETA=0.5,2,3", "JOBS=2"]
+DONE = {("a", 0.5), ("b", 0.5), ("b", 3.0)}
+
+
+def write_project(folder):
+    """A project of three notebooks that need no library."""
+    cell = nbformat.v4.new_code_cell
+    for name, source in (("01_first", FIRST), ("02_second", SECOND), ("03_wait", WAIT)):
+        cells = [cell(PARAMETERS, metadata={"tags": ["parameters"]}), cell(source)]
+        kernel = {"name": "python3", "display_name": "python3", "language": "python"}
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        (folder / "notebooks" / "profiles").mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+    (folder / "notebooks" / "profiles" / "laptop.yaml").write_text("")
+    (folder / "notebooks" / "profiles" / "smoke.yaml").write_text("seed: 7\n")
+    (folder / "scripts").mkdir()
+    for script in (SCRIPTS / "notebooks.py", *SCRIPTS.glob("sweep*.py")):
+        shutil.copy(script, folder / "scripts")
+
+
+def enter(folder, monkeypatch):
+    monkeypatch.setattr(notebooks, "PROJECT", folder)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", folder / "notebooks")
+    monkeypatch.setattr(notebooks, "PROFILES", folder / "notebooks" / "profiles")
+    for name in ("OMP_NUM_THREADS", "SASA_ENGINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    write_project(tmp_path)
+    enter(tmp_path, monkeypatch)
+    return tmp_path
+
+
+def run(*given):
+    """Run a sweep; return what it ended with and what it printed."""
+    status, printed = 0, io.StringIO()
+    with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+        try:
+            sweep.main(list(given))
+        except SystemExit as error:
+            status = error.code
+    return status, printed.getvalue()
+
+
+def executed(folder):
+    """How often which notebook came to its end, cell by cell."""
+    return {path.parent.name: path.read_text().split() for path in folder.glob("*/executed.txt")}
+
+
+def times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*/*.ipynb")}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep in which three of six cells fail, and the same again once the cause is removed."""
+    folder = tmp_path_factory.mktemp("project")
+    write_project(folder)
+    place = folder / "runs" / "sweep-02_second-smoke"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        enter(folder, monkeypatch)
+        status, printed = run(*GRID)
+        seen = SimpleNamespace(folder=place, status=status, printed=printed)
+        seen.table = pd.read_csv(place / "table.csv")
+        seen.executed, seen.times = executed(place), times(place)
+        seen.figures = {name: (place / name).read_bytes() for name in ("sweep.png", "sweep.svg")}
+        (folder / "notebooks" / "repaired").touch()
+        seen.second_status, _ = run(*GRID)
+        seen.second_executed, seen.second_times = executed(place), times(place)
+        seen.second_table = pd.read_csv(place / "table.csv")
+        seen.third_status, seen.third_printed = run(*GRID)
+        seen.third_times = times(place)
+    return seen
+
+
+def failures(printed):
+    """What is said of which cell that failed."""
+    lines = (line.partition("FAILED ")[2] for line in printed.splitlines())
+    return dict(line.split(": ", 1) for line in lines if line)
+
+
+def test_a_failing_cell_is_reported_and_the_others_are_not_stopped(swept):
+    assert swept.status == "3 of 6 cells failed; the same command tries them again"
+    reported = failures(swept.printed)
+    assert len(reported) == 3
+    folder = "(see runs/sweep-02_second-smoke/beta={},model={}/)"
+    raised = reported["model = b, beta = 2"]
+    assert raised.startswith("01_first stopped: ValueError: no such model, not at all")
+    assert raised.endswith(folder.format(2, "b"))
+    assert reported["model = a, beta = 2"].startswith("01_first stopped: its kernel died")
+    killed = "its process was killed by SIGKILL " + folder.format(3, "a")
+    assert reported["model = a, beta = 3"] == killed
+    done = {(model, beta) for model, beta in swept.table[["model", "grid_beta"]].to_numpy()}
+    assert done == DONE
+    assert "6/6" in swept.printed
+
+
+def test_a_second_sweep_runs_what_failed_and_nothing_else(swept):
+    assert len(swept.executed) == 3 and swept.second_status == 0
+    assert len(swept.second_executed) == 6
+    assert set(map(tuple, swept.second_executed.values())) == {("first", "second")}
+    assert len(swept.times) >= 6
+    finished = {p: t for p, t in swept.times.items() if p.parent.name in swept.executed}
+    assert finished.items() <= swept.second_times.items()
+    assert len(swept.second_table) == 12
+
+
+def test_what_is_up_to_date_is_not_run_again(swept):
+    assert swept.third_status == 0 and "6 of them up to date" in swept.third_printed
+    assert swept.third_times == swept.second_times
+
+
+def test_the_table_has_a_row_a_row_and_the_parameters_first(swept):
+    table = swept.table
+    columns = ["model", "grid_beta", "method", "beta", "perplexity"]
+    assert list(table) == [*columns, "expected_max_toxicity", "threads", "engine"]
+    assert table["method"].tolist() == ["plain", "sasa"] * 3
+    sasa = table[table["method"] == "sasa"]
+    assert sasa["model"].tolist() == ["a", "b", "b"]
+    assert sasa["beta"].tolist() == sasa["grid_beta"].tolist() == [0.5, 0.5, 3.0]
+    assert sasa["perplexity"].tolist() == [10.5, 10.5, 13.0]
+
+
+def test_the_figure_is_made(swept):
+    assert swept.figures["sweep.png"].startswith(b"\x89PNG")
+    assert b"</svg>" in swept.figures["sweep.svg"]
+
+
+def test_the_cells_share_the_cores(swept):
+    assert set(swept.table["threads"]) == {max(1, sweep_cells._cores() // 2)}
+
+
+def test_an_executed_copy_has_the_parameters_of_its_cell(swept):
+    path = swept.folder / "beta=0.5,model=b" / "02_second.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    (injected,) = [c for c in cells if "injected-parameters" in c.metadata.get("tags", [])]
+    given = {}
+    exec(injected.source, given)
+    assert given["model"] == "b" and given["beta"] == [0.5] and given["seed"] == 7
+    assert cells[1].source == "Executed with: `model = 'b', beta = [0.5], seed = 7`"
+
+
+@pytest.fixture
+def start(project):
+    """Start a sweep as the Makefile does; none is left when the test ends."""
+    started = []
+    command = [sys.executable, str(project / "scripts" / "sweep.py")]
+    with open(project / "log.txt", "wb") as log:
+
+        def begin(*given):
+            started.append(subprocess.Popen([*command, *given], stdout=log, stderr=log))
+            return started[-1]
+
+        yield begin
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def wait_until(condition, what, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain: {what}"
+        time.sleep(0.1)
+
+
+def is_alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # A process that has ended and was not waited for is dead as well.
+    status = Path(f"/proc/{process}/stat")
+    return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_killed_sweep_takes_its_kernels_along_and_goes_on_where_it_stopped(project, start):
+    given = ["NOTEBOOK=03_wait", "SEED=0,1", "NAME=mine", "JOBS=1"]
+    place = project / "runs" / "sweep-mine"
+    kernel = place / "seed=1" / "kernel.txt"
+    for how in (signal.SIGKILL, signal.SIGINT):
+        process = start(*given)
+        wait_until(lambda: kernel.exists() and kernel.read_text(), "the second cell")
+        process.send_signal(how)
+        assert process.wait(timeout=300) != 0
+        wait_until(lambda: not is_alive(int(kernel.read_text())), "the end of the kernel")
+        assert executed(place) == {"seed=0": ["wait"]} and not (place / "table.csv").exists()
+        kernel.unlink()
+    before = times(place)[place / "seed=0" / "03_wait.ipynb"]
+    (project / "notebooks" / "go").touch()
+    assert start(*given).wait(timeout=300) == 0
+    assert executed(place) == {"seed=0": ["wait"], "seed=1": ["wait"]}
+    assert times(place)[place / "seed=0" / "03_wait.ipynb"] == before
+    table = pd.read_csv(place / "table.csv")
+    assert table.to_dict("list") == {"seed": [0, 1], "seconds": [0.5, 1.5]}
+
+
+@pytest.fixture(scope="module")
+def ray():
+    ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "sasa-lib[ray]"')
+    ray.init(
+        address="local", num_cpus=sweep_cells._cores(), object_store_memory=100 * 2**20,
+        include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def swept_on_ray(ray, tmp_path_factory):
+    """Three of the cells as tasks of Ray; one fails, and one kills Ray's worker when first run."""
+    folder = tmp_path_factory.mktemp("project")
+    write_project(folder)
+    (folder / "notebooks" / "kill").touch()
+    place = folder / "runs" / "sweep-02_second-smoke"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        enter(folder, monkeypatch)
+        monkeypatch.setenv("SASA_ENGINE", "ray")
+        # What is run twice begins first, beside the others.
+        status, printed = run(*GRID, "MODEL=b", "BETA=3,0.5,2")
+        seen = SimpleNamespace(folder=place, status=status, printed=printed)
+        seen.executed, seen.times = executed(place), times(place)
+        seen.table = pd.read_csv(place / "table.csv")
+        seen.second_status, seen.second_printed = run(*GRID, "MODEL=b", "BETA=0.5,3", "ENGINE=ray")
+        seen.second_times = times(place)
+    return seen
+
+
+def test_on_ray_a_sweep_has_the_table_of_one_here(swept, swept_on_ray):
+    assert "0 of them up to date; as tasks of Ray" in swept_on_ray.printed
+    expected = swept.table[swept.table["model"] == "b"]
+    expected = expected.sort_values("grid_beta", ascending=False, kind="stable", ignore_index=True)
+    assert len(expected) == 4
+    pd.testing.assert_frame_equal(swept_on_ray.table, expected)
+
+
+def test_on_ray_a_failing_cell_is_reported_and_the_others_are_not_stopped(swept, swept_on_ray):
+    assert swept_on_ray.status == "1 of 3 cells failed; the same command tries them again"
+    assert "3/3" in swept_on_ray.printed
+    failed = "model = b, beta = 2"
+    assert failures(swept_on_ray.printed) == {failed: failures(swept.printed)[failed]}
+
+
+def test_a_cell_whose_worker_is_killed_is_run_again(swept_on_ray):
+    cell = swept_on_ray.folder / "beta=3,model=b"
+    killed = int((cell / "killed.txt").read_text())
+    wait_until(lambda: not is_alive(killed), "the end of the first kernel")
+    assert swept_on_ray.executed[cell.name] == ["first", "second"]
+
+
+def test_a_cell_on_ray_asks_ray_for_nothing(swept_on_ray):
+    assert set(swept_on_ray.table["engine"]) == {"local"}
+
+
+def test_on_ray_what_is_up_to_date_is_not_run_again(swept_on_ray):
+    assert swept_on_ray.second_status == 0
+    assert "2 cells of 01_first, 02_second, 2 of them up to date" in swept_on_ray.second_printed
+    assert swept_on_ray.second_times == swept_on_ray.times
+
+
+def test_an_interrupted_sweep_takes_its_kernels_on_ray_along(ray, project, monkeypatch):
+    kernel = project / "runs" / "sweep-mine" / "seed=1" / "kernel.txt"
+
+    def interrupt(*arguments):
+        if kernel.exists() and kernel.read_text():
+            raise KeyboardInterrupt
+        return []
+
+    monkeypatch.setattr(sweep_cells, "_stages", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.main(["NOTEBOOK=03_wait", "SEED=1,2", "NAME=mine", "ENGINE=ray", "JOBS=1"])
+    wait_until(lambda: not is_alive(int(kernel.read_text())), "the end of the kernel")
+    assert not (project / "runs" / "sweep-mine" / "seed=2" / "log.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("machines", "size", "jobs", "expected"),
+    [
+        ([{"CPU": 8}, {"CPU": 8}], 16, None, (8, 2)),
+        ([{"CPU": 16}], 16, 3, (3, 16 / 3)),
+        ([{"CPU": 8}, {"CPU": 4}], 12, 1, (1, 8)),
+        ([{"CPU": 2}], 2, 50, (20, 1)),
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 64}], 2, None, (2, 8)),
+    ],
+)
+def test_what_a_cell_asks_of_ray(monkeypatch, machines, size, jobs, expected):
+    ray = pytest.importorskip("ray")
+    nodes = [{"Alive": True, "Resources": machine} for machine in machines]
+    nodes.append({"Alive": False, "Resources": {"CPU": 1000, "GPU": 8}})
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    device = "cuda:0" if any("GPU" in machine for machine in machines) else "cpu"
+    pool = SimpleNamespace(size=size, device=device)
+    assert sweep_cells._share(SimpleNamespace(pool=pool, jobs=jobs), 20) == expected
+
+
+CHAIN = ["01_first", "02_second"]
+
+
+@pytest.mark.parametrize(
+    ("touched", "left"),
+    [
+        (None, []),
+        ("notebooks/02_second.ipynb", CHAIN[1:]),
+        ("notebooks/01_first.ipynb", CHAIN),
+        ("runs/cell/parameters/02_second.json", CHAIN[1:]),
+        ("runs/cell/01_first.ipynb", CHAIN[1:]),
+        ("sasa_lib/decoding.py", CHAIN),
+        ("notebooks/03_wait.ipynb", []),
+    ],
+)
+def test_a_notebook_is_run_again_if_something_it_is_made_from_is_newer(project, touched, left):
+    cell = project / "runs" / "cell"
+    for path in (cell / "parameters", project / "sasa_lib"):
+        path.mkdir(parents=True)
+    (project / "sasa_lib" / "decoding.py").touch()
+    for name in CHAIN:
+        (cell / f"{name}.ipynb").touch()
+        (cell / "parameters" / f"{name}.json").touch()
+    for path in project.rglob("*"):
+        if path.is_file():
+            os.utime(path, (1000, 1000))
+    for i, name in enumerate(CHAIN):
+        os.utime(cell / f"{name}.ipynb", (2000 + i, 2000 + i))
+    assert sweep_cells.outstanding(cell, CHAIN) == []
+    if touched:
+        os.utime(project / touched, (3000, 3000))
+    assert sweep_cells.outstanding(cell, CHAIN) == left
+    (cell / "01_first.ipynb").unlink()
+    assert sweep_cells.outstanding(cell, CHAIN) == CHAIN
+
+
+def test_every_combination_is_a_cell_with_its_parameters(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "PROJECT", tmp_path)
+    given = ["NOTEBOOK=05_evaluation", "PROFILE=smoke", "BETA=0,1,3", "MODEL=gemma3-270m,org/lm"]
+    settled = sweep.settle(given)
+    assert settled.chain == ["03_boundary", "05_evaluation"]
+    assert [(cell["beta"], cell["model"]) for cell in settled.cells.values()] == [
+        ([beta], model) for beta in (0.0, 1.0, 3.0) for model in ("gemma3-270m", "org/lm")
+    ]
+    assert list(settled.cells)[2] == "beta=1,model=gemma3-270m"
+    for name, values in settled.cells.items():
+        folder = tmp_path / "runs" / "sweep-05_evaluation-smoke" / name / "parameters"
+        first, last = (
+            json.loads((folder / f"{notebook}.json").read_text())["parameters"]
+            for notebook in settled.chain
+        )
+        assert values.items() <= last.items() and first["model"] == values["model"]
+        assert "beta" not in first
+        assert last["n_prompts"] == 3 and last["judge"] == "smollm2-135m-instruct"
+        assert last["run"] == f"../runs/sweep-05_evaluation-smoke/{name}"
+
+
+def test_a_file_says_the_same_as_the_command_line(project):
+    (project / "grid.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "notebook": ["01_first", "03_wait"],
+                "profile": "smoke",
+                "grid": {"beta": [[0, 1], 1e-05], "scorers": [["x", "y"]], "seed": [3]},
+            }
+        )
+    )
+    settled = sweep.settle([f"GRID={project / 'grid.yaml'}", "SEED=1,2"])
+    assert settled.chain == ["01_first", "03_wait"] and settled.name == "grid-smoke"
+    assert list(settled.cells.values()) == [
+        {"beta": beta, "scorers": ["x", "y"], "seed": seed}
+        for beta in ([0.0, 1.0], [1e-05])
+        for seed in (1, 2)
+    ]
+    assert next(iter(settled.cells)) == "beta=0+1,scorers=x+y,seed=1"
+    again = sweep.settle(
+        ["NOTEBOOK=01_first", "BETA=[0,1],2", "SCORERS=[x, y],z", "MODEL=a", "NAME=n"]
+    )
+    assert [cell["beta"] for cell in again.cells.values()] == [[0.0, 1.0]] * 2 + [[2.0]] * 2
+    assert [cell["scorers"] for cell in again.cells.values()] == [["x", "y"], ["z"]] * 2
+
+
+def test_names_are_short_and_tell_cells_apart():
+    long = [f"{'x' * 90}/{i}" for i in range(3)]
+    axes = {
+        "scorers": [["a+b"], ["a", "b"]],
+        "model": ["a/b", "a-b", *long],
+        "path": [None, "None"],
+    }
+    cells = sweep.grid(axes)
+    assert len(cells) == 2 * 5 * 2
+    assert all(len(name) <= 120 and "/" not in name for name in cells)
+    assert [*sweep.grid({"a": [1], "b": [2]})] == [*sweep.grid({"b": [2], "a": [1]})] == ["a=1,b=2"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["BETTA=1"],
+            "unknown parameter 'BETTA' of 01_first, 02_second; known are BETA, MODEL, SC",
+        ),
+        (["RUN=here"], "unknown parameter 'RUN'"),
+        (["BETA=0,high"], "BETA must be of type float"),
+        (["SEED=1,[2]"], "SEED must be of type int"),
+        (["BETA="], "BETA needs at least one value"),
+        (["BETA=1,,2"], "BETA needs at least one value, and none empty, such as [1.0]; got ['1', "),
+        ([], "a sweep needs the values of at least one parameter"),
+        (["BETA=1", "NOTEBOOK=07_no"], "unknown notebook '07_no'; known are 01_first, 02_second"),
+        (["BETA=1", "PROFILE=huge"], "unknown profile 'huge'; known are laptop, smoke"),
+        (["BETA=1", "JOBS=0"], "JOBS is how many cells run at the same time, at least 1; got '0'"),
+        (["BETA=1", "NAME=../up"], "NAME is the name of a folder"),
+        (["BETA=1", "here"], "give NAME=value"),
+        (["GRID=none.yaml"], "there is no none.yaml"),
+        (["BETA=1", "ENGINE=spark"], "unknown engine 'spark'; known are local, ray"),
+    ],
+)
+def test_what_is_unknown_is_refused_before_anything_starts(project, given, message):
+    with pytest.raises(SystemExit) as refused:
+        sweep.main(["NOTEBOOK=02_second", *given])
+    assert refused.value.code.startswith(message)
+    assert not (project / "runs").exists()
+
+
+def test_without_ray_it_is_said_how_to_install_it(project, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("SASA_ENGINE", "ray")
+    with pytest.raises(SystemExit) as refused:
+        sweep.main(["NOTEBOOK=02_second", "BETA=1"])
+    assert refused.value.code.startswith("engine='ray' needs Ray, which is not installed")
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"notebook": "01_first"}, "must say notebook: and grid:"),
+        ({"grid": {"beta": [1]}, "job": 2}, "unknown 'job' in"),
+        (
+            {"notebook": "01_first", "grid": {"seed": [[1]]}},
+            "SEED must be of type int, such as 0; got ['1']",
+        ),
+        ({"notebook": "01_first", "grid": {"beta": []}}, "BETA needs at least one value"),
+        ({"grid": {"beta": [1]}, "table": ["x"]}, "table in "),
+        ({"grid": {"beta": [{"a": 1}]}, "notebook": "01_first"}, "BETA needs at least one value"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused(project, said, message):
+    (project / "grid.yaml").write_text(yaml.safe_dump(said))
+    with pytest.raises(SystemExit) as refused:
+        sweep.main([f"GRID={project / 'grid.yaml'}"])
+    assert message in refused.value.code
+    assert not (project / "runs").exists()
