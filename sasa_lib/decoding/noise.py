@@ -62,9 +62,10 @@ class Noise:
         self.keys = torch.tensor(keys, device=input_ids.device)[:, None]  # [batch, 1]
         self.step = -1
 
-    def next_step(self) -> None:
-        """Go to the noise of one more step."""
+    def next(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Noise of tokens [batch, n] at one more step, float32 [batch, n]."""
         self.step += 1
+        return self.of(tokens)
 
     def of(self, tokens: torch.Tensor) -> torch.Tensor:
         """Noise of tokens [batch, n] at this step, float32 [batch, n]."""
@@ -190,7 +191,6 @@ class _Drawn(LogitsProcessor):
             scores = self.processors(input_ids, scores)
             _check(scores)
             return scores
-        self.noise.next_step()
         logits, tokens, _ = candidates_of(self.processors, input_ids, scores)
-        drawn = tokens.gather(1, (logits + self.noise.of(tokens)).argmax(-1, keepdim=True))
+        drawn = tokens.gather(1, (logits + self.noise.next(tokens)).argmax(-1, keepdim=True))
         return torch.full_like(scores, float("-inf")).scatter(1, drawn, 0.0)

@@ -33,6 +33,7 @@ from sasa_lib.decoding.draw import CandidateDraw, RunningMargins, stacked
 from sasa_lib.decoding.kl import within_budget
 from sasa_lib.decoding.method import Decoder, further_inputs, named
 from sasa_lib.decoding.noise import Noise, candidates_of
+from sasa_lib.decoding.output import Output
 from sasa_lib.decoding.prefix_cache import Hidden, Phrases
 from sasa_lib.decoding.repeated import RepeatedPhrases, obstacle, phrases_for
 from sasa_lib.engine.models import text_config
@@ -155,23 +156,15 @@ class SASA(Decoder):
         mask = torch.ones_like(input_ids) if mask is None else mask
         inputs = self._check(model, input_ids, mask, config, model_kwargs)
         self._steps, self._tensors = [], {}
-        dictionary = config.return_dict_in_generate
-        scores, raw_logits = [], []
+        output = Output(config, streamer)
         top_k = config.top_k if config.do_sample else None
-        pad = config._pad_token_tensor
-
         noise = Noise(self.seed, input_ids, mask) if config.do_sample else None
         phrases = self._phrases(model, inputs)
-        phrases.keep_hidden_states = bool(dictionary and config.output_hidden_states)
+        phrases.keep_hidden_states = output.with_hidden_states
         # All candidates of a step in one pass: somebody wants to see them, or other ranks wait
         # for this one's passes, one a step.
-        whole = (
-            self._record
-            or synced_gpus
-            or bool(dictionary and config.output_scores)
-            or phrases.keep_hidden_states
-            or isinstance(phrases, RepeatedPhrases)
-        )
+        whole = self._record or synced_gpus or output.with_scores or output.with_hidden_states
+        whole = whole or isinstance(phrases, RepeatedPhrases)
         bounded = self.form == "posterior" and self.max_kl is None and not whole
         means = self._means(model, input_ids, mask)
         room = min(top_k or self.max_candidates, text_config(model).vocab_size)
@@ -183,22 +176,16 @@ class SASA(Decoder):
                 model(input_ids[:, -1:])
                 continue
             logits = logits.to(input_ids.device, torch.float32)
-            if dictionary and config.output_logits:
-                raw_logits.append(logits.clone())  # a processor may write into them
+            output.add_logits(logits)
             reference, candidates = self._candidates(
                 logits_processor, input_ids, logits, top_k, config.do_sample
             )
-            gumbel = torch.zeros_like(reference)
-            if noise is not None:
-                noise.next_step()
-                gumbel = noise.of(candidates)
+            gumbel = noise.next(candidates) if noise else torch.zeros_like(reference)
             draw = CandidateDraw(
                 self._reweighted, reference, gumbel, unfinished, means, bounded=bounded
             )
             candidates = candidates.gather(1, draw.order)
-            if dictionary and config.output_scores:
-                scores.append(torch.full_like(logits, float("-inf")))
-
+            size = logits.shape[1]
             last = input_ids.shape[1] + 1 == stopping_criteria.max_length
             logits = phrases.extend(candidates, draw, final=last and not synced_gpus)
             drawn = draw.drawn()
@@ -207,25 +194,14 @@ class SASA(Decoder):
 
             if self._record:
                 self._steps.append(draw.record(candidates))
-            if dictionary and config.output_scores:
-                scores[-1].scatter_(1, candidates, draw.weighted)
-            if pad is not None:
-                tokens = torch.where(unfinished, tokens, pad)
+            output.add_scores(candidates, draw.weighted, size)
+            if config._pad_token_tensor is not None:
+                tokens = torch.where(unfinished, tokens, config._pad_token_tensor)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)
-            if streamer is not None:
-                streamer.put(tokens.cpu())
-            unfinished = unfinished & ~stopping_criteria(input_ids, tuple(scores) or None)
+            output.stream(tokens)
+            unfinished = unfinished & ~stopping_criteria(input_ids, tuple(output.scores) or None)
             finished = not unfinished.any()
-        if streamer is not None:
-            streamer.end()
-        if not dictionary:
-            return input_ids
-        return GenerateDecoderOnlyOutput(
-            sequences=input_ids,
-            scores=tuple(scores) or None,
-            logits=tuple(raw_logits) or None,
-            hidden_states=tuple(phrases.hidden_states[:-1]) or None,
-        )
+        return output.of(input_ids, phrases.hidden_states[:-1])
 
     @property
     def beta(self) -> float | list[float]:

@@ -150,6 +150,11 @@ def _described(value: object, seen: Seen) -> object:
         return each([value.fget, value.fset])
     if isinstance(value, cached_property):
         return described(value.func, seen)
+    return _object(value, seen)
+
+
+def _object(value: object, seen: Seen) -> object:
+    """Describe what is no container and no code: by what it says of itself, or all it holds."""
     kind = type(value)
     if not kind.__module__.startswith("pandas"):
         if hasattr(value, "describe"):
@@ -160,7 +165,7 @@ def _described(value: object, seen: Seen) -> object:
         if hasattr(value, "fingerprint"):
             return value.fingerprint()
         if hasattr(value, "__dict__"):
-            return key(each([kind, vars(value)]))
+            return key(described([kind, vars(value)], seen))
     try:
         return f"{described(kind, seen)} {Hasher.hash(value)}"
     except Exception as error:  # whatever a class may do when it is pickled

@@ -32,8 +32,7 @@ def noise_of(seed=0, prompts=None, steps=STEPS, tokens=TOKENS):
     noise = Noise(seed, prompts, torch.ones_like(prompts))
     found = []
     for _ in range(steps):
-        noise.next_step()
-        found.append(noise.of(torch.arange(tokens).expand(len(prompts), -1)))
+        found.append(noise.next(torch.arange(tokens).expand(len(prompts), -1)))
     return torch.stack(found, 1).double().numpy()
 
 
@@ -72,7 +71,7 @@ def test_it_belongs_to_the_token_and_not_to_its_place_or_batch():
     tokens = torch.tensor([[4, 60, 17, 3]] * 3)
     for _ in range(3):
         for noise in (together, alone, again):
-            noise.next_step()
+            noise.next(tokens)
         found = together.of(tokens)
         assert torch.equal(found[:, [2, 0]], together.of(tokens[:, [2, 0]]))
         assert torch.equal(found[1:2], alone.of(tokens[:1]))

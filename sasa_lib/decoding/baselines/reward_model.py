@@ -281,12 +281,8 @@ def fine_tune_reward(
     order = np.random.default_rng(seed).permutation(len(corpus))
     held, kept = np.split(order, [int(held_out * len(corpus))])
     start = time.perf_counter()
-    config = copy.deepcopy(model.config)
-    config.num_labels = 1
     torch.manual_seed(seed)
-    classifier = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    classifier.base_model.load_state_dict(model.base_model.state_dict())
-    classifier.name_or_path = str(folder)
+    classifier = _untrained(model, str(folder))
     checkpoints = Path(folder) / "checkpoints"
     trainer = _RewardTrainer(
         classifier,
@@ -322,6 +318,16 @@ def fine_tune_reward(
     reward.model.to(model.device)
     reward.metadata["held_out_rmse"] = _prefix_error(reward, corpus.select(held), attribute)
     return reward
+
+
+def _untrained(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """A language model's body with one new output."""
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    classifier = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    classifier.base_model.load_state_dict(model.base_model.state_dict())
+    classifier.name_or_path = name
+    return classifier
 
 
 def _prefix_error(reward: RewardModel, corpus: Dataset, attribute: str) -> float:
