@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 from datasets import Dataset
@@ -18,9 +18,6 @@ from sasa_lib.checks import check_choice
 from sasa_lib.subspace.embeddings import token_states, tokenised
 from sasa_lib.texts.corpora import fingerprint as corpus_fingerprint
 from sasa_lib.texts.corpora import labelled
-
-if TYPE_CHECKING:
-    from sasa_lib.subspace.boundary import Boundary
 
 PHRASES = ("candidate", "response", "text")
 
@@ -87,7 +84,7 @@ class CalibratedMargins:
         threshold: float = 0.5,
         phrase: str = "candidate",
         decay: float = 1.0,
-    ) -> Boundary:
+    ) -> Self:
         """Return this boundary with the slope and intercept that its margins deserve.
 
         A logistic regression on one number, the scaled margin (Platt 1999, with his targets

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
@@ -26,9 +26,6 @@ from safetensors.numpy import save_file
 
 from sasa_lib.checks import first_line, to_json
 from sasa_lib.engine.storage import atomic_file
-
-if TYPE_CHECKING:
-    from sasa_lib.subspace.boundary import Boundary
 
 FILE = "boundary.safetensors"
 # Under which id the hub knows the models that need no hub.
@@ -106,9 +103,7 @@ def generate(
 ''')
 
 
-def write(
-    boundary: Boundary, folder: Path, *, name: str, license: str | None, decoder: bool
-) -> None:
+def write(boundary: Shared, folder: Path, *, name: str, license: str | None, decoder: bool) -> None:
     """Write a boundary, its card and, if wanted, its decoder; `name` is how others load it."""
     code = folder / "custom_generate" / "generate.py"
     decoder = decoder or code.is_file()  # one that is there already would keep the old boundary
@@ -122,7 +117,7 @@ def write(
         code.write_text(DECODER.substitute(content=content, file=FILE), encoding="utf-8")
 
 
-def card(boundary: Boundary, *, name: str, license: str | None, decoder: bool) -> ModelCard:
+def card(boundary: Shared, *, name: str, license: str | None, decoder: bool) -> ModelCard:
     """Return the model card of a boundary, written from what its metadata says."""
     facts = {
         "base model": boundary.model,
@@ -155,7 +150,7 @@ def card(boundary: Boundary, *, name: str, license: str | None, decoder: bool) -
 
 
 def push(
-    boundary: Boundary,
+    boundary: Shared,
     repo_id: str,
     *,
     license: str | None,
@@ -242,7 +237,7 @@ class Shared:
             save_file(tensors, temporary, metadata={"sasa_boundary": to_json(facts)})
 
     @classmethod
-    def load(cls, path: str | Path) -> Boundary:
+    def load(cls, path: str | Path) -> Self:
         """Read a boundary that `save` wrote.
 
         Raises
@@ -339,7 +334,7 @@ class Shared:
     @classmethod
     def from_pretrained(
         cls, name: str | Path, *, revision: str | None = None, token: str | None = None
-    ) -> Boundary:
+    ) -> Self:
         """Read a boundary from a repository of the Hugging Face hub, or from a local folder.
 
         Parameters
