@@ -30,6 +30,7 @@ MODULES = {
     "corpora": "texts.corpora",
     "formats": "texts.formats",
     "prompts": "texts.prompts",
+    "sources": "texts.sources",
     "cluster": "engine.cluster",
     "identity": "engine.identity",
     "models": "engine.models",

@@ -27,7 +27,7 @@ from scipy.stats import entropy, norm, sem
 from sklearn.metrics import roc_auc_score
 from transformers import TopPLogitsWarper
 
-from sasa_lib.evaluation import metrics
+from sasa_lib.evaluation import metrics, statistics
 from sasa_lib.subspace.boundary import Boundary
 
 # What is expected of a case, and wrong answers by what is said of them.
@@ -435,7 +435,7 @@ def check_bootstrap(values: np.ndarray) -> Truth:
     """07: 95% interval of the mean over prompts: a function of values [prompts, generations]."""
     mean, rows = values.mean(), values.mean(axis=1)
     ends = np.array(
-        metrics.bootstrap_interval(lambda d: rows[d].mean(), len(rows), resamples=10_000)
+        statistics.bootstrap_interval(lambda d: rows[d].mean(), len(rows), resamples=10_000)
     )
     alone = mean + np.array([-1.96, 1.96]) * sem(values.ravel())
     return ends, {

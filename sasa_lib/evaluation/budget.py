@@ -14,7 +14,7 @@ from sasa_lib.checks import check_count, check_finite, check_number
 from sasa_lib.decoding.method import Decoder, PlainSampling
 from sasa_lib.decoding.sasa import SASA
 from sasa_lib.engine.storage import place
-from sasa_lib.evaluation import metrics, runs
+from sasa_lib.evaluation import judging, metrics, runs, statistics
 
 LEAST, MOST = 1e-3, 10.0  # nats a token: hardly a draw changes; nothing that is sampled is cut
 
@@ -116,7 +116,7 @@ def calibrate(
             model, tokenizer, prompts, sampling,
             folder=folder, method=method, custom_generate=decoder, progress=progress,
         )  # fmt: skip
-        return metrics.judged(
+        return judging.judged(
             texts, [], judge, judge_tokenizer, folder=place(folder) / "judged", progress=progress
         )
 
@@ -164,7 +164,7 @@ def relative_perplexity(generations: pd.DataFrame, plain: pd.DataFrame) -> dict[
     Parameters
     ----------
     generations, plain : pandas.DataFrame
-        As `metrics.judged` returns them: `prompt_id`, `prompt`, `nll` (nats) and `nll_tokens`.
+        As `judging.judged` returns them: `prompt_id`, `prompt`, `nll` (nats) and `nll_tokens`.
 
     Returns
     -------
@@ -188,7 +188,7 @@ def relative_perplexity(generations: pd.DataFrame, plain: pd.DataFrame) -> dict[
     if not reference["nll_tokens"].any():
         raise ValueError("plain sampling gave nothing but empty texts, which have no perplexity")
     totals = np.stack([reference.to_numpy(), steered.to_numpy()], axis=1)
-    low, high = metrics.bootstrap_interval(
+    low, high = statistics.bootstrap_interval(
         lambda drawn: metrics.perplexity_ratio(totals[drawn]), len(totals)
     )
     return {

@@ -25,6 +25,8 @@ CIVIL_COMMENTS_ATTRIBUTES = (
 )  # fmt: skip
 # What the columns of a prompt set must hold.
 CHECKS = dict.fromkeys((*ATTRIBUTES, *CIVIL_COMMENTS_ATTRIBUTES), formats.values)
+CHECKS |= dict.fromkeys(("domain", "group", "entity", "category"), formats.labels)
+CHECKS |= {"challenging": formats.flags}
 EMBEDDED = ("contrast-pairs", "rtp-toxic-texts", "everyday-texts")
 CORPORA = ("embedded", *EMBEDDED, "rtp", "civil_comments", "hh-rlhf", "file")
 PACKAGED = ("embedded", *EMBEDDED, "crows-pairs", "do-not-answer")

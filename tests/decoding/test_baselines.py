@@ -13,13 +13,14 @@ from safetensors.numpy import save_file
 from transformers import LogitsProcessorList, TopKLogitsWarper
 
 from sasa_lib import SASA
-from sasa_lib.decoding import PlainSampling, baselines
+from sasa_lib.decoding import PlainSampling
 from sasa_lib.decoding.baselines import (
     RAD,
     RewardModel,
     SelfDebiasing,
     WordFilter,
     fine_tune_reward,
+    reward_model,
     train_reward,
     word_list,
 )
@@ -229,7 +230,7 @@ def test_fine_tuning_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path, m
     options = {"batch_size": 8, "learning_rate": 1e-2, "epochs": 4, "progress": False}
     whole = fine_tune_reward(*tiny_lm(), tiny_corpus(), folder=tmp_path / "whole", **options)
     batches = []
-    compute_loss = baselines._RewardTrainer.compute_loss
+    compute_loss = reward_model._RewardTrainer.compute_loss
 
     def interrupted(trainer, *args, **kwargs):
         batches.append(1)
@@ -238,7 +239,7 @@ def test_fine_tuning_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path, m
         return compute_loss(trainer, *args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(baselines._RewardTrainer, "compute_loss", interrupted)
+        patch.setattr(reward_model._RewardTrainer, "compute_loss", interrupted)
         fine_tune_reward(*tiny_lm(), tiny_corpus(), folder=tmp_path / "parts", **options)
     parts = fine_tune_reward(*tiny_lm(), tiny_corpus(), folder=tmp_path / "parts", **options)
     np.testing.assert_array_equal(parts.weight, whole.weight)
@@ -269,10 +270,12 @@ def test_the_loss_of_fine_tuning_is_the_weighted_error_of_every_prefix():
     corpus = datasets.Dataset.from_dict(
         {"prompt": ["", "he"], "response": ["the cat eats", "likes it"], "toxicity": [0.2, 1.0]}
     )
-    rows = baselines._prefixes(model, tokenizer, corpus, "toxicity")
+    rows = reward_model._prefixes(model, tokenizer, corpus, "toxicity")
     model.config.num_labels = 1
     classifier = transformers.AutoModelForSequenceClassification.from_config(model.config).eval()
-    loss = baselines._RewardTrainer.compute_loss(None, classifier, baselines._padded_prefixes(rows))
+    loss = reward_model._RewardTrainer.compute_loss(
+        None, classifier, reward_model._padded_prefixes(rows)
+    )
     expected = 0.0
     for text, target in (("the cat eats", 0.8), ("he likes it", 0.0)):
         ids = tokenizer(text)["input_ids"]

@@ -337,7 +337,7 @@ def test_an_actor_loads_its_own_scorer_of_the_same_version(monkeypatch):
     sent = pickle.dumps(scorer)
     assert len(sent) < 1000
     assert pickle.loads(sent).version == scorer.version
-    monkeypatch.setattr("sasa_lib.scorers.version", lambda package: "0.0")
+    monkeypatch.setattr("sasa_lib.evaluation.scorers.loading.version", lambda package: "0.0")
     with pytest.raises(ValueError, match=r"is of version 0\.0, the one given of .*: install"):
         runs._scorer_maker(pickle.loads(sent), scorer.version)
 

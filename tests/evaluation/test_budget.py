@@ -146,7 +146,7 @@ def response(monkeypatch):
             return pd.DataFrame(texts | {"nll": nll, "nll_tokens": tokens})
 
         monkeypatch.setattr(budget.runs, "generate", generate)
-        monkeypatch.setattr(budget.metrics, "judged", lambda texts, *rest, **options: texts)
+        monkeypatch.setattr(budget.judging, "judged", lambda texts, *rest, **options: texts)
 
     return pretend
 

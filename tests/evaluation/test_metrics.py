@@ -8,6 +8,7 @@ import transformers
 from tiny_lm import tiny_lm
 
 import sasa_lib as sl
+from sasa_lib.decoding import path_divergence
 from sasa_lib.evaluation import judging, likelihood, metrics, statistics
 from sasa_lib.evaluation.scorers import Scorer
 
@@ -64,7 +65,7 @@ def test_the_divergence_of_a_path_is_the_sum_and_mean_of_its_steps():
             "new_logprob": np.log(q),
         }
     )
-    found = kl.path_divergence(trace)
+    found = path_divergence(trace)
     assert found.index.tolist() == [0, 1] and found.index.name == "sequence"
     assert found["total"].tolist() == pytest.approx([kl, kl])
     assert found["per_token"].tolist() == pytest.approx([kl / 2, kl])
@@ -432,7 +433,7 @@ def test_judgements_are_made_once_and_summarised(smollm2, generations, tmp_path)
 
 def test_judging_goes_on_where_it_was_interrupted(smollm2, generations, tmp_path, monkeypatch):
     whole = judging.judged(generations, [], *smollm2, progress=False)
-    monkeypatch.setattr(metrics, "JUDGED_AT_ONCE", 3)
+    monkeypatch.setattr(judging, "JUDGED_AT_ONCE", 3)
     seen = []
 
     def score(texts):
@@ -452,7 +453,7 @@ def test_judging_goes_on_where_it_was_interrupted(smollm2, generations, tmp_path
 
 
 def test_generations_may_be_none_that_perplexity_reads(smollm2, generations, monkeypatch):
-    monkeypatch.setattr(metrics, "JUDGED_AT_ONCE", 1)
+    monkeypatch.setattr(judging, "JUDGED_AT_ONCE", 1)
     judged = judging.judged(generations, [], *smollm2, perplexity_generations=1, progress=False)
     assert (judged["nll"] > 0).tolist() == [True, False, True, False]
     with pytest.raises(ValueError, match="there are no generations to judge"):

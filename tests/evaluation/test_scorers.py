@@ -36,15 +36,18 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from sasa_lib.evaluation import scorers
 from sasa_lib.evaluation.scorers import (
     MINILM_HEAD,
     Scorer,
     ScorerError,
+    classifiers,
     load_scorer,
+    loading,
     minilm_scorer,
     perspective_scorer,
 )
+from sasa_lib.evaluation.scorers import scorer as scorer_module
+from sasa_lib.evaluation.scorers.minilm import sentence_embeddings
 from sasa_lib.evaluation.scorers.perspective import PERSPECTIVE_ATTEMPTS
 from sasa_lib.texts.assets import AssetError, fetch
 
@@ -132,7 +135,7 @@ def test_minilm_agrees_with_the_formula_of_its_card(encoder, minilm):
 def test_sentence_embeddings_are_the_encoders_means_and_tell_subjects_apart(encoder):
     tokenizer, model = AutoTokenizer.from_pretrained(encoder), AutoModel.from_pretrained(encoder)
     texts = ["The cat sat on the mat.", "A kitten was sitting on a rug.", "Taxes rose in spring."]
-    embedded = scorers.sentence_embeddings(texts)
+    embedded = sentence_embeddings(texts)
     for text, vector in zip(texts, embedded, strict=True):
         with torch.no_grad():
             states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
@@ -203,7 +206,7 @@ class Counting:
 
 
 def cached(score, folder, version="1", commit_every=2):
-    return Scorer("counting", version, score, scorers._Cache(folder), commit_every)
+    return Scorer("counting", version, score, scorer_module.ScoreCache(folder), commit_every)
 
 
 def test_no_text_is_ever_scored_twice(tmp_path):
@@ -308,7 +311,7 @@ def test_any_sequence_is_a_list_of_texts(texts):
 
 def test_load_scorer_caches_a_real_scorer(tmp_path, monkeypatch):
     expected = load_scorer("profanity-check", cache=tmp_path)(TEXTS)
-    monkeypatch.setattr(scorers, "predict_prob", None)  # it would fail if it were asked
+    monkeypatch.setattr(loading, "predict_prob", None)  # it would fail if it were asked
     np.testing.assert_array_equal(load_scorer("profanity-check", cache=tmp_path)(TEXTS), expected)
 
 
@@ -483,7 +486,7 @@ def test_detoxify_scores_by_its_toxicity(monkeypatch):
 
     module = types.SimpleNamespace(Detoxify=Detoxify)
     monkeypatch.setitem(sys.modules, "detoxify", module)
-    monkeypatch.setattr(scorers, "version", lambda package: f"{package}-0.5.2")
+    monkeypatch.setattr(classifiers, "version", lambda package: f"{package}-0.5.2")
     score = load_scorer("detoxify", device="cpu", batch_size=3)
     np.testing.assert_allclose(score(TEXTS), [len(text) / 1000 for text in TEXTS], atol=1e-6)
     assert (score.name, score.version) == ("detoxify", "detoxify-0.5.2+unbiased")
@@ -615,7 +618,7 @@ def test_a_text_that_perspective_refuses_does_not_cost_the_others_their_scores(
 ):
     score = perspective.scorer()
     if kept:
-        score = replace(score, _cache=scorers._Cache(tmp_path))
+        score = replace(score, _cache=scorer_module.ScoreCache(tmp_path))
     perspective.answers = [(200, None), refusal("COMMENT_EMPTY"), (200, None)]
     texts = ["one", "\u200b", "three", "\u200b", "half \ud800"]
     with pytest.warns(UserWarning, match="3 of 5 texts set aside, such as 1: it counts as empty"):
@@ -649,7 +652,7 @@ def test_a_perspective_that_is_gone_says_what_to_use(perspective, answer):
 def test_every_answer_of_perspective_is_kept(perspective, tmp_path, monkeypatch):
     monkeypatch.setenv("PERSPECTIVE_API_KEY", " secret-key\n")
     local = partial(perspective_scorer, url=perspective.url, sleep=perspective.waits.append)
-    monkeypatch.setattr(scorers, "perspective_scorer", local)
+    monkeypatch.setattr(loading, "perspective_scorer", local)
     perspective.answers = [(200, None), (200, None), (403, {})]
     with pytest.raises(ScorerError, match="refuses the key"):
         load_scorer("perspective", cache=tmp_path)(["a", "bb", "ccc"])

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import sasa_lib as sl
+from sasa_lib.texts import sources
 from sasa_lib.texts.corpora import fingerprint, labelled, split
 from sasa_lib.texts.prompts import DOMAINS, chat, sample_groups
 
@@ -384,7 +385,7 @@ def test_the_hub_is_asked_for_the_published_sets(monkeypatch):
             }[repository]
         )
 
-    monkeypatch.setattr(sl.corpora, "load_dataset", hub)
+    monkeypatch.setattr(sources, "load_dataset", hub)
     assert sl.load_prompts("bold", subset="race")["prompt"][:] == ["One is", "One was"]
     assert sl.load_prompts("attaq")["category"][:] == ["pii"]
     assert sl.load_prompts("hh-rlhf")["prompt"][:] == ["a"]

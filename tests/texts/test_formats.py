@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sasa_lib as sl
+from sasa_lib.texts import sources
 from sasa_lib.texts.corpora import fingerprint, labelled
 from sasa_lib.texts.formats import read_table
 
@@ -349,7 +350,7 @@ def test_of_a_file_of_prompts_its_known_columns_are_kept(tmp_path):
 def test_the_hub_is_read_as_files_are(monkeypatch):
     columns = dict.fromkeys(sl.sources.CIVIL_COMMENTS_ATTRIBUTES, np.array([0.6, 0.1], np.float32))
     hub = Dataset.from_dict({"text": ["a", "b"]} | columns)
-    monkeypatch.setattr(sl.corpora, "load_dataset", lambda *_, **__: hub)
+    monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: hub)
     assert sl.load_corpus("civil_comments")["toxicity"][:] == [0.6, 0.1]
 
 
