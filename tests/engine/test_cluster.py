@@ -273,7 +273,6 @@ def test_a_run_whose_driver_or_head_is_killed_is_as_one_whose_is_not(language_mo
     process = subprocess.run(
         [sys.executable, __file__, tmp_path / "b", model],
         capture_output=True, text=True, timeout=300,
-        env=os.environ | {"PYTHONPATH": str(sl.assets.DATA_DIR.parent)},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     statuses, shards = zip(*json.loads(process.stdout.splitlines()[-1]), strict=True)

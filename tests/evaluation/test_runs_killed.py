@@ -99,7 +99,6 @@ def runs(tmp_path_factory):
     process = subprocess.run(
         [sys.executable, __file__, folder],
         capture_output=True, text=True, timeout=120,
-        env=os.environ | {"PYTHONPATH": str(sl.assets.DATA_DIR.parent)},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     return folder, json.loads(process.stdout)
