@@ -76,6 +76,8 @@ def files(folder):
 def main(folder):
     torch.set_num_threads(1)  # a fork does not inherit a pool of threads
     language_model = tiny_lm()
+    for method in METHODS.values():  # imported once here, and not in every fork
+        method()
     rng = random.Random(0)
     report = {}
     for method in METHODS:
