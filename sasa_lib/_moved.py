@@ -157,4 +157,4 @@ def _warn(old: str, new: str, stacklevel: int) -> None:
     )
 
 
-sys.meta_path.append(_Moved())
+sys.meta_path.insert(0, _Moved())
