@@ -1,5 +1,5 @@
 # `make run` and `make test` set everything up and do everything; see README.md.
-# A notebook runs again only if it, the library, its parameters or a notebook before it changed.
+# The Snakefile says when a notebook runs again.
 
 PROFILE ?= laptop
 # ENGINE=ray generates, scores and embeds on Ray: this machine, or the cluster of RAY_ADDRESS, with
@@ -18,38 +18,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUN := runs/$(PROFILE)
-LIBRARY := $(shell find sasa_lib -name "*.py") $(wildcard data/*.jsonl data/*.safetensors)
-NAMES := 00_start 01_embeddings 02_subspaces 03_boundary 04_generation 05_evaluation \
-	06_bold 07_instruct 08_word_filter 09_cost 10_better_boundaries 11_budget \
-	12_several_values 13_fronts
+NAMES := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
 EXECUTED := $(NAMES:%=$(RUN)/%.ipynb)
+SNAKEMAKE := $(BIN)/snakemake --cores 1 --nolock --rerun-incomplete --scheduler greedy --quiet all \
+	--rerun-triggers params input mtime
 
-.PHONY: run plan test smoke lint unit lab site sweep bench setup lock figures clean FORCE
+.PHONY: run parameters plan test smoke lint unit lab site sweep bench setup lock figures clean
 
-run: $(EXECUTED)
+run: parameters
+	@$(SNAKEMAKE) --config ordered=1 -- $(EXECUTED)
 	@$(BIN)/python scripts/notebooks.py report --profile $(PROFILE)
 
-$(RUN)/%.ipynb: notebooks/%.ipynb $(RUN)/parameters/%.json $(LIBRARY) scripts/notebooks.py
-	@$(BIN)/python scripts/notebooks.py execute $* --profile $(PROFILE)
+# One notebook, after those that it needs: `make runs/laptop/03_boundary.ipynb`.
+$(RUN)/%.ipynb: parameters
+	@$(SNAKEMAKE) -- $@
 
-$(RUN)/02_subspaces.ipynb: $(RUN)/01_embeddings.ipynb
-$(RUN)/03_boundary.ipynb: $(RUN)/02_subspaces.ipynb
-$(RUN)/04_generation.ipynb: $(RUN)/03_boundary.ipynb
-$(RUN)/05_evaluation.ipynb: $(RUN)/04_generation.ipynb
-$(RUN)/06_bold.ipynb: $(RUN)/05_evaluation.ipynb
-$(RUN)/07_instruct.ipynb: $(RUN)/06_bold.ipynb
-$(RUN)/08_word_filter.ipynb: $(RUN)/07_instruct.ipynb
-$(RUN)/09_cost.ipynb: $(RUN)/08_word_filter.ipynb
-$(RUN)/10_better_boundaries.ipynb: $(RUN)/09_cost.ipynb
-$(RUN)/11_budget.ipynb: $(RUN)/10_better_boundaries.ipynb
-$(RUN)/12_several_values.ipynb: $(RUN)/11_budget.ipynb
-
-# 13 fits its own boundaries for its own models, so it needs no other notebook's results.
-
-# Rewrites a notebook's parameters only where they differ, and refuses unknown ones.
-$(NAMES:%=$(RUN)/parameters/%.json) &: FORCE | $(READY)
+# Refuses unknown parameters before anything runs.
+parameters: $(READY)
 	@$(BIN)/python scripts/notebooks.py parameters --profile $(PROFILE) $(MAKEOVERRIDES)
-FORCE:
 
 # What a run needs and would cost, without weights: `make plan PROFILE=paper`; executes nothing.
 plan: $(READY)
@@ -82,7 +68,7 @@ lab: $(READY)
 		$(if $(filter 0,$(shell id -u)),--allow-root)
 
 # The executed notebooks, a glossary and the library's reference as pages that open without a network.
-site: $(EXECUTED) $(VENV)/site-ready
+site: $(VENV)/site-ready
 	@$(BIN)/python scripts/build_site.py --profile $(PROFILE)
 
 $(VENV)/site-ready: docs/requirements.txt $(READY)
@@ -91,7 +77,7 @@ $(VENV)/site-ready: docs/requirements.txt $(READY)
 
 # What SASA costs against plain sampling; needs about an hour on two cores, and goes on where it stopped.
 bench: $(READY)
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python studies/bench.py
 
 setup: $(READY)
 

@@ -1,7 +1,7 @@
-"""Run the notebooks with papermill; the Makefile calls this.
+"""Run the notebooks with papermill; the Makefile and the Snakefile call this.
 
     python scripts/notebooks.py parameters --profile smoke BETA=0,1 MODEL=gpt2-large
-    python scripts/notebooks.py execute 03_boundary --profile smoke
+    python scripts/notebooks.py execute 03_boundary --run smoke
     python scripts/notebooks.py report --profile smoke
     python scripts/notebooks.py figures --profile smoke
 
@@ -23,7 +23,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +67,16 @@ def main(arguments: list[str] | None = None) -> None:
         command = commands.add_parser(name)
         if name == "execute":
             command.add_argument("notebook", choices=names())
-        command.add_argument("--profile", default="laptop")
+            command.add_argument("--run", default="laptop", help="a folder in runs/")
+        else:
+            command.add_argument("--profile", default="laptop")
         if name == "parameters":
             command.add_argument("overrides", nargs="*", metavar="NAME=value")
     options = parser.parse_args(arguments)
     if options.command == "parameters":
         settle_parameters(options.profile, options.overrides)
     elif options.command == "execute":
-        execute(options.notebook, options.profile)
+        execute(options.notebook, options.run)
     elif options.command == "report":
         report(options.profile)
     else:
@@ -85,6 +86,11 @@ def main(arguments: list[str] | None = None) -> None:
 def names() -> list[str]:
     """Names of the numbered notebooks, in reading order."""
     return [path.stem for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
+
+
+def needs(notebook: str) -> list[str]:
+    """Names of the notebooks whose results a notebook reads, from its metadata."""
+    return nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).metadata.get("needs", [])
 
 
 def defaults(notebook: str) -> dict[str, Any]:
@@ -139,7 +145,7 @@ def parse(name: str, given: Any, default: Any, source: str = "") -> Any:
 
 
 def settle_parameters(profile: str, overrides: list[str], folder: Path | None = None) -> None:
-    """Write <notebook>.json to a folder, or runs/<profile>/parameters, each only if it changes."""
+    """Write <notebook>.json to a folder, or to runs/<profile>/parameters."""
     known_profiles = sorted(path.stem for path in PROFILES.glob("*.yaml"))
     if profile not in known_profiles:
         sys.exit(f"unknown profile {profile!r}; known are {', '.join(known_profiles)}")
@@ -170,21 +176,23 @@ def settle_parameters(profile: str, overrides: list[str], folder: Path | None = 
         chosen = {name: settings.get(name, default) for name, default in values.items()}
         # Relative to the notebook, so that an executed copy names no folder of this machine.
         chosen["run"] = f"../runs/{profile}"
-        settled = {"parameters": chosen, "files": [_stamp(value) for value in chosen.values()]}
-        text = json.dumps(settled, indent=1)
-        path = folder / f"{notebook}.json"
-        if not path.is_file() or path.read_text() != text:
-            _write(path, text)
+        write_parameters(folder / f"{notebook}.json", chosen)
 
 
-def execute(notebook: str, profile: str) -> None:
-    """Execute one notebook and write the executed copy and its HTML to runs/<profile>/."""
-    run = PROJECT / "runs" / profile
+def write_parameters(path: Path, chosen: dict[str, Any]) -> None:
+    """Write a notebook's parameters, with what tells whether files that they name have changed."""
+    settled = {"parameters": chosen, "files": [_stamp(value) for value in chosen.values()]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, json.dumps(settled, indent=1))
+
+
+def execute(notebook: str, folder: str) -> None:
+    """Execute one notebook and write the executed copy and its HTML to runs/<folder>/."""
+    run = PROJECT / "runs" / folder
     parameters = json.loads((run / "parameters" / f"{notebook}.json").read_text())
     parameters = parameters["parameters"]
-    start = time.time()
     partial = run / f"{notebook}.unfinished.ipynb"
-    print(f"\n== {notebook} ({profile})", file=sys.stderr, flush=True)
+    print(f"\n== {notebook} ({folder})", file=sys.stderr, flush=True)
     # Progress bars are text here, which reads the same in a terminal and in the HTML copy.
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
     for place in ("SASA_CACHE", "SASA_STORE"):
@@ -209,7 +217,8 @@ def execute(notebook: str, profile: str) -> None:
             )
     except papermill.PapermillExecutionError as error:
         shown = partial.relative_to(PROJECT)
-        sys.exit(f"{notebook} stopped: {error.ename}: {error.evalue} (see {shown})")
+        said = " ".join(f"{error.ename}: {error.evalue}".split())
+        sys.exit(f"{notebook} stopped: {said} (see {shown})")
     except DeadKernelError:
         sys.exit(f"{notebook} stopped: its kernel died, most likely for want of memory")
     executed = nbformat.read(partial, as_version=4)
@@ -217,8 +226,6 @@ def execute(notebook: str, profile: str) -> None:
     settings = Config({"HTMLExporter": {"preprocessors": [CoalesceStreamsPreprocessor]}})
     html, _ = HTMLExporter(config=settings).from_filename(str(partial))
     _write(run / f"{notebook}.html", html)
-    # What was edited meanwhile is newer than the result, so that make runs it again.
-    os.utime(partial, (start, start))
     partial.replace(run / f"{notebook}.ipynb")
 
 

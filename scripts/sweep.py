@@ -8,13 +8,10 @@ each is a list of one, and `BETA=[0,1],[3]` are two lists. A file says the same 
 `profile:` and `grid: {name: [values]}`; what the command line says comes first. NOTEBOOK may be
 several, run in that order; one that another one needs is run before it, whether named or not.
 
-Every cell has a folder of its own, runs/sweep-<NAME>/<cell>/, and a process of its own, JOBS of
-them at a time. What is up to date is not run again, and a cell that fails does not stop the others.
-From the table that the last notebook writes (or TABLE=results.csv) come table.csv, a row of it with
-the cell's parameters in front, and sweep.png, METRIC against perplexity.
-
-With ENGINE=ray every cell is a task of Ray, on this machine or the cluster of RAY_ADDRESS: on one
-GPU where there are any (or ACTOR_GPUS), else on a JOBS-th of the CPUs, of one machine at most.
+Every cell has a folder of its own, runs/sweep-<NAME>/<cell>/, in which Snakemake runs the notebooks
+that are not up to date, JOBS cells at a time; a cell that fails is named and does not stop the
+others. From the table that the last notebook writes (or TABLE=results.csv) come table.csv, a row
+of it with the cell's parameters in front, and sweep.png, METRIC against perplexity.
 """
 
 from __future__ import annotations
@@ -25,20 +22,17 @@ import itertools
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sweep_cells import ENGINE, run, run_cell
 from sweep_table import conclude, readable
 
 import notebooks
-
-if TYPE_CHECKING:
-    from sasa_lib.engine.cluster import Pool
 
 OPTIONS = ("ENGINE", "GRID", "JOBS", "METRIC", "NAME", "NOTEBOOK", "PROFILE", "TABLE")  # not axes
 LONGEST_NAME = 100  # of a cell; file systems end at 255
@@ -53,12 +47,10 @@ class Sweep:
     name : str
         Its folder is runs/sweep-`name`.
     chain : list of str
-        The notebooks that every cell runs, in this order.
+        The notebooks that are asked for, in this order; they run after those that they need.
     cells : mapping from the name of a cell to its parameters
-    jobs : int or None
-        Cells that run at the same time; None is one for two CPU cores, or for each GPU of Ray's.
-    pool : sasa_lib.engine.cluster.Pool or None
-        Ray's machines; None is this one, without Ray.
+    jobs : int
+        Cells that run at the same time.
     table, metric : str or None
         The file to collect and the column to draw; None leaves the choice.
     """
@@ -66,8 +58,7 @@ class Sweep:
     name: str
     chain: list[str]
     cells: dict[str, dict[str, Any]]
-    jobs: int | None
-    pool: Pool | None
+    jobs: int
     table: str | None
     metric: str | None
 
@@ -81,22 +72,58 @@ def main(arguments: list[str] | None = None) -> None:
     """Run what is not up to date, collect, draw; exit with 1 if a cell failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("given", nargs="*", metavar="NAME=value")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)  # the process of one cell
-    options = parser.parse_args(arguments)
-    if options.cell:
-        run_cell(options.cell, options.given)
-        return
-    sweep = settle(options.given)
-    done, failed = run(sweep)
-    problem = conclude(sweep, done)
-    if failed:
+    sweep = settle(parser.parse_args(arguments).given)
+    done = run(sweep)
+    cells = {cell: sweep.cells[cell] for cell in done}
+    problem = conclude(sweep.folder, cells, sweep.chain[-1], sweep.table, sweep.metric)
+    if failed := len(sweep.cells) - len(done):
         sys.exit(f"{failed} of {len(sweep.cells)} cells failed; the same command tries them again")
     if problem:
         sys.exit(problem)
 
 
+def run(sweep: Sweep) -> list[str]:
+    """Let Snakemake run the cells that are not up to date; return those that are now.
+
+    A job that fails leaves no output, so what is there is up to date.
+    """
+    targets = {
+        cell: [sweep.folder / cell / f"{name}.ipynb" for name in sweep.chain]
+        for cell in sweep.cells
+    }
+    print(
+        f"{len(sweep.cells)} cells of {', '.join(sweep.chain)}, {sweep.jobs} at a time",
+        file=sys.stderr,
+    )
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // sweep.jobs))
+    snakemake = [
+        *(sys.executable, "-m", "snakemake", "--cores", str(sweep.jobs), "--keep-going"),
+        *("--nolock", "--rerun-incomplete", "--scheduler", "greedy", "--quiet", "all"),
+        *("--rerun-triggers", "params", "input", "mtime", "--config", "log=1", "--"),
+    ]
+    files = [path.relative_to(notebooks.PROJECT) for paths in targets.values() for path in paths]
+    subprocess.run(
+        [*snakemake, *map(str, files)],
+        cwd=notebooks.PROJECT, env=os.environ | {"OMP_NUM_THREADS": threads}, check=False,
+    )  # fmt: skip
+    done = [cell for cell, paths in targets.items() if all(path.is_file() for path in paths)]
+    for cell in sweep.cells.keys() - set(done):
+        values = sweep.cells[cell].items()
+        told = ", ".join(f"{axis} = {readable(value, True)}" for axis, value in values)
+        shown = (sweep.folder / cell).relative_to(notebooks.PROJECT)
+        print(f"FAILED {told}: {_reason(sweep.folder / cell)} (see {shown}/)", file=sys.stderr)
+    return done
+
+
+def _reason(cell: Path) -> str:
+    """The last line that a cell's notebooks wrote."""
+    log = cell / "log.txt"
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+
+
 def settle(given: Sequence[str]) -> Sweep:
-    """Settle a sweep and write the parameters of its cells, each only if they change.
+    """Settle a sweep and write the parameters of its cells.
 
     Parameters
     ----------
@@ -113,34 +140,31 @@ def settle(given: Sequence[str]) -> Sweep:
     chain = _chain(options.get("NOTEBOOK"))
     if not axes:
         sys.exit("a sweep needs the values of at least one parameter, such as BETA=0,1,3")
+    every = list(dict.fromkeys([*(n for name in chain for n in notebooks.needs(name)), *chain]))
     with tempfile.TemporaryDirectory() as folder:
         notebooks.settle_parameters(profile, [], Path(folder))
         settled = {
             name: json.loads((Path(folder) / f"{name}.json").read_text())["parameters"]
-            for name in chain
+            for name in every
         }
-    defaults = {k: v for name in chain for k, v in notebooks.defaults(name).items() if k != "run"}
+    defaults = {k: v for name in every for k, v in notebooks.defaults(name).items() if k != "run"}
     for axis in axes:
         if axis not in defaults:
             known = ", ".join(sorted(defaults)).upper()
-            sys.exit(f"unknown parameter {axis.upper()!r} of {', '.join(chain)}; known are {known}")
+            sys.exit(f"unknown parameter {axis.upper()!r} of {', '.join(every)}; known are {known}")
     cells = grid({axis: _parse(axis, values, defaults[axis]) for axis, values in axes.items()})
     stem = Path(options["GRID"]).stem if options.get("GRID") else chain[-1]
     name = options.get("NAME", f"{stem}-{profile}")
     if not re.fullmatch(r"[\w.+-]+", name):
         sys.exit(f"NAME is the name of a folder, such as mine; got {name!r}")
-    jobs, pool = _jobs(options.get("JOBS")), _pool(options.get("ENGINE"))
-    sweep = Sweep(name, chain, cells, jobs, pool, options.get("TABLE"), options.get("METRIC"))
+    jobs = _jobs(options.get("JOBS"))
+    sweep = Sweep(name, chain, cells, jobs, options.get("TABLE"), options.get("METRIC"))
     for cell, values in cells.items():
         for notebook, parameters in settled.items():
             chosen = parameters | {k: v for k, v in values.items() if k in parameters}
             chosen["run"] = f"../runs/{sweep.folder.name}/{cell}"
-            files = [notebooks._stamp(value) for value in chosen.values()]
-            text = json.dumps({"parameters": chosen, "files": files}, indent=1)
             path = sweep.folder / cell / "parameters" / f"{notebook}.json"
-            if not path.is_file() or path.read_text() != text:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                notebooks._write(path, text)
+            notebooks.write_parameters(path, chosen)
     return sweep
 
 
@@ -191,19 +215,14 @@ def _read(given: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _chain(named: str | list[str] | None) -> list[str]:
-    """The notebooks to run, each after those that it says must have run first."""
+    """The notebooks that are named."""
     known = notebooks.names()
     named = named.split(",") if isinstance(named, str) else named or []
     unknown = [name for name in named if name not in known]
     if unknown or not named:
         problem = f"unknown notebook {unknown[0]!r}" if unknown else "NOTEBOOK is not given"
         sys.exit(f"{problem}; known are {', '.join(known)}")
-    chain: list[str] = []
-    for name in named:
-        source = (notebooks.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
-        needed = [other for other in re.findall(r"run (\d\d_\w+) first", source) if other in known]
-        chain += [*_chain(needed), name] if needed else [name]
-    return list(dict.fromkeys(chain))
+    return list(dict.fromkeys(named))
 
 
 def _parse(axis: str, values: Any, default: Any) -> list:
@@ -220,22 +239,10 @@ def _parse(axis: str, values: Any, default: Any) -> list:
     return [notebooks.parse(axis, value, default) for value in values]
 
 
-def _jobs(given: str | None) -> int | None:
+def _jobs(given: str | None) -> int:
     if given is not None and (not given.isdecimal() or int(given) < 1):
         sys.exit(f"JOBS is how many cells run at the same time, at least 1; got {given!r}")
-    return None if given is None else int(given)
-
-
-def _pool(engine: str | None) -> Pool | None:
-    """Ray's machines, if that is the engine that is named here or by the environment."""
-    if (engine or os.environ.get(ENGINE) or "local") == "local":
-        return None
-    from sasa_lib.engine import cluster
-
-    try:
-        return cluster.pool(engine or None)
-    except (ValueError, ImportError) as error:
-        sys.exit(str(error))
+    return int(given) if given else max(1, (os.cpu_count() or 1) // 2)
 
 
 def _name(cell: dict[str, Any]) -> str:

@@ -3,48 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import nbformat
 import pandas as pd
 
 import notebooks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from sweep import Sweep
 
 METRIC = "expected_max_toxicity"
 
 
-def conclude(sweep: Sweep, done: Sequence[str]) -> str | None:
+def conclude(
+    folder: Path,
+    cells: dict[str, dict[str, Any]],
+    notebook: str,
+    name: str | None = None,
+    metric: str | None = None,
+) -> str | None:
     """Write table.csv and the figure and say where they lie.
 
     Parameters
     ----------
-    sweep : Sweep
-    done : sequence of str
-        The cells to take.
+    folder : Path
+        Of the sweep.
+    cells : mapping from the name of a cell that is done to its parameters
+    notebook : str
+        The last one that every cell ran.
+    name, metric : str, optional
+        The table to collect, and its column to draw.
 
     Returns
     -------
     str or None
         What is wrong, if something is.
     """
-    if not done:
+    if not cells:
         return None
-    name = sweep.table or written(sweep.folder / done[0], sweep.chain[-1])
+    shown = folder.relative_to(notebooks.PROJECT)
+    name = name or written(folder / next(iter(cells)), notebook)
     if name is None:
-        print(f"{sweep.chain[-1]} writes no table, so there is none of the sweep")
+        print(f"{notebook} writes no table, so there is none of the sweep")
         return None
-    missing = [cell for cell in done if not (sweep.folder / cell / name).is_file()]
+    missing = [cell for cell in cells if not (folder / cell / name).is_file()]
     if missing:
-        return f"there is no {name} in {sweep.folder.relative_to(notebooks.PROJECT)}/{missing[0]}"
-    table, columns = collect({cell: sweep.cells[cell] for cell in done}, sweep.folder, name)
-    notebooks._write(sweep.folder / "table.csv", table.to_csv(index=False))
-    shown = sweep.folder.relative_to(notebooks.PROJECT)
-    print(f"Table of {len(done)} cells:  {shown}/table.csv")
-    metric = sweep.metric or _metric(table.drop(columns=columns))
+        return f"there is no {name} in {shown}/{missing[0]}"
+    table, columns = collect(cells, folder, name)
+    notebooks._write(folder / "table.csv", table.to_csv(index=False))
+    print(f"Table of {len(cells)} cells:  {shown}/table.csv")
+    metric = metric or _metric(table.drop(columns=columns))
     if metric not in table or not pd.api.types.is_numeric_dtype(table[metric]):
         numeric = ", ".join(table.drop(columns=columns).select_dtypes("number"))
         return f"there is no metric {metric!r} to draw in {name}; its columns are {numeric}"
@@ -52,7 +63,7 @@ def conclude(sweep: Sweep, done: Sequence[str]) -> str | None:
     from sasa_lib.course import plots
 
     plots.set_style()
-    plots.save(draw(table, columns, metric), sweep.folder, "sweep")
+    plots.save(draw(table, columns, metric), folder, "sweep")
     print(f"Figure of {metric}:  {shown}/sweep.png")
     return None
 
@@ -65,9 +76,9 @@ def written(run: Path, notebook: str) -> str | None:
     run : Path
         The run's folder.
     notebook : str
-        The notebook. The time of its executed copy is that of its start.
     """
-    start = (run / f"{notebook}.ipynb").stat().st_mtime
+    executed = nbformat.read(run / f"{notebook}.ipynb", as_version=4)
+    start = datetime.fromisoformat(executed.metadata.papermill.start_time).timestamp()
     tables = sorted(path.name for path in run.glob("*.csv") if path.stat().st_mtime >= start)
     if "results.csv" in tables or not tables:
         return "results.csv" if tables else None

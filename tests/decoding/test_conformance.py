@@ -73,7 +73,7 @@ def test_the_docs_name_all_that_is_tested_and_all_that_is_not():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_docs_say_how_candidates_are_computed(name):
-    assert dict(rows())[name] == decoded(name).way, "run scripts/families.py"
+    assert dict(rows())[name] == decoded(name).way, "run studies/families.py"
 
 
 def rows():

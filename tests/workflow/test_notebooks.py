@@ -32,11 +32,17 @@ def chosen(folder, profile, notebook):
     ]
 
 
-def test_they_are_numbered_and_made_in_order():
+def test_they_are_numbered_and_need_what_comes_before():
     numbers = [int(name[:2]) for name in notebooks.names()]
     assert numbers == list(range(len(numbers))) and len(numbers) >= 9
-    makefile = (PROJECT / "Makefile").read_text().replace("\\\n", " ")
-    assert re.search(r"^NAMES := (.*)$", makefile, re.M)[1].split() == notebooks.names()
+    for place, name in enumerate(notebooks.names()):
+        assert set(notebooks.needs(name)) <= set(notebooks.names()[:place])
+
+
+@pytest.mark.parametrize("name", notebooks.names())
+def test_a_notebook_that_misses_a_result_names_the_one_that_it_needs(name):
+    source = (PROJECT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert sorted(set(re.findall(r"run (\d\d_\w+) first", source))) == notebooks.needs(name)
 
 
 @pytest.mark.parametrize("name", notebooks.names())
@@ -93,15 +99,6 @@ def test_the_command_line_reaches_the_notebooks(elsewhere):
     assert evaluation["n_prompts"] == 7 and evaluation["top_p"] == 1.0
     assert evaluation["prompts_path"] == str(Path.cwd() / "p.csv")
     assert chosen(elsewhere, "smoke", "03_boundary")["layer"] == -1
-
-
-def test_parameters_are_rewritten_only_where_they_change(elsewhere):
-    notebooks.settle_parameters("smoke", [])
-    folder = elsewhere / "runs" / "smoke" / "parameters"
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    notebooks.settle_parameters("smoke", ["COST_SEQUENCES=5"])
-    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert {name for name in before if before[name] != after[name]} == {"09_cost.json"}
 
 
 def test_parameters_can_be_settled_in_another_folder(elsewhere):

@@ -1,4 +1,4 @@
-"""Sweeps of throw-away notebooks, on this machine and on Ray: their cells, failures and kills."""
+"""Throw-away notebooks under the Snakefile: what runs again, sweeps, failures, kills."""
 
 import contextlib
 import io
@@ -17,22 +17,17 @@ import pandas as pd
 import pytest
 import yaml
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+PROJECT = Path(__file__).resolve().parents[2]
+SCRIPTS = PROJECT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import sweep  # noqa: E402
-import sweep_cells  # noqa: E402
 
 import notebooks  # noqa: E402
 
 FIRST = """
 import os, signal, time
 from pathlib import Path
-import psutil
 run = Path(run)
-if (model, beta) == ("b", [3.0]) and Path("kill").exists():
-    Path("kill").rename(run / "killed.txt").write_text(str(os.getpid()))
-    os.kill(psutil.Process(os.getppid()).ppid(), signal.SIGKILL)
-    time.sleep(600)
 if not Path("repaired").exists():
     if (model, beta) == ("b", [2.0]):
         raise ValueError("no such model,\\nnot at all")
@@ -80,7 +75,8 @@ def write_project(folder):
     for name, source in (("01_first", FIRST), ("02_second", SECOND), ("03_wait", WAIT)):
         cells = [cell(PARAMETERS, metadata={"tags": ["parameters"]}), cell(source)]
         kernel = {"name": "python3", "display_name": "python3", "language": "python"}
-        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        needs = {"needs": ["01_first"]} if name == "02_second" else {}
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel} | needs)
         (folder / "notebooks" / "profiles").mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
     (folder / "notebooks" / "profiles" / "laptop.yaml").write_text("")
@@ -88,6 +84,9 @@ def write_project(folder):
     (folder / "scripts").mkdir()
     for script in (SCRIPTS / "notebooks.py", *SCRIPTS.glob("sweep*.py")):
         shutil.copy(script, folder / "scripts")
+    shutil.copy(PROJECT / "Snakefile", folder)
+    (folder / "sasa_lib").mkdir()
+    (folder / "sasa_lib" / "sasa.py").write_text("form = 1")
 
 
 def enter(folder, monkeypatch):
@@ -162,11 +161,9 @@ def test_a_failing_cell_is_reported_and_the_others_are_not_stopped(swept):
     assert raised.startswith("01_first stopped: ValueError: no such model, not at all")
     assert raised.endswith(folder.format(2, "b"))
     assert reported["model = a, beta = 2"].startswith("01_first stopped: its kernel died")
-    killed = "its process was killed by SIGKILL " + folder.format(3, "a")
-    assert reported["model = a, beta = 3"] == killed
+    assert reported["model = a, beta = 3"].endswith(folder.format(3, "a"))
     done = {(model, beta) for model, beta in swept.table[["model", "grid_beta"]].to_numpy()}
     assert done == DONE
-    assert "6/6" in swept.printed
 
 
 def test_a_second_sweep_runs_what_failed_and_nothing_else(swept):
@@ -180,7 +177,7 @@ def test_a_second_sweep_runs_what_failed_and_nothing_else(swept):
 
 
 def test_what_is_up_to_date_is_not_run_again(swept):
-    assert swept.third_status == 0 and "6 of them up to date" in swept.third_printed
+    assert swept.third_status == 0
     assert swept.third_times == swept.second_times
 
 
@@ -201,7 +198,7 @@ def test_the_figure_is_made(swept):
 
 
 def test_the_cells_share_the_cores(swept):
-    assert set(swept.table["threads"]) == {max(1, sweep_cells._cores() // 2)}
+    assert set(swept.table["threads"]) == {max(1, os.cpu_count() // 2)}
 
 
 def test_an_executed_copy_has_the_parameters_of_its_cell(swept):
@@ -222,7 +219,9 @@ def start(project):
     with open(project / "log.txt", "wb") as log:
 
         def begin(*given):
-            started.append(subprocess.Popen([*command, *given], stdout=log, stderr=log))
+            started.append(
+                subprocess.Popen([*command, *given], stdout=log, stderr=log, start_new_session=True)
+            )
             return started[-1]
 
         yield begin
@@ -249,13 +248,15 @@ def is_alive(process):
 
 
 def test_a_killed_sweep_takes_its_kernels_along_and_goes_on_where_it_stopped(project, start):
-    given = ["NOTEBOOK=03_wait", "SEED=0,1", "NAME=mine", "JOBS=1"]
+    given = ["NOTEBOOK=03_wait", "SEED=0,1", "NAME=mine", "JOBS=2"]
     place = project / "runs" / "sweep-mine"
     kernel = place / "seed=1" / "kernel.txt"
     for how in (signal.SIGKILL, signal.SIGINT):
         process = start(*given)
         wait_until(lambda: kernel.exists() and kernel.read_text(), "the second cell")
-        process.send_signal(how)
+        wait_until((place / "seed=0" / "03_wait.html").exists, "the end of the first cell")
+        time.sleep(3)  # in which Snakemake notes it; what it has not noted runs again
+        os.killpg(process.pid, how)  # as a terminal or a container does
         assert process.wait(timeout=300) != 0
         wait_until(lambda: not is_alive(int(kernel.read_text())), "the end of the kernel")
         assert executed(place) == {"seed=0": ["wait"]} and not (place / "table.csv").exists()
@@ -269,145 +270,53 @@ def test_a_killed_sweep_takes_its_kernels_along_and_goes_on_where_it_stopped(pro
     assert table.to_dict("list") == {"seed": [0, 1], "seconds": [0.5, 1.5]}
 
 
-@pytest.fixture(scope="module")
-def ray():
-    ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "sasa-lib[ray]"')
-    ray.init(
-        address="local", num_cpus=sweep_cells._cores(), object_store_memory=100 * 2**20,
-        include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-    )  # fmt: skip
-    yield ray
-    ray.shutdown()
+def snakemake(project, *targets):
+    """Run notebooks of the folder runs/cell; return those that ran."""
+    before = {path: path.stat().st_mtime_ns for path in (project / "runs").glob("cell/*.ipynb")}
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all", "--nolock"]
+    command += ["--rerun-triggers", "params", "input", "mtime", "--"]
+    files = [f"runs/cell/{name}.ipynb" for name in targets]
+    subprocess.run([*command, *files], cwd=project, check=True)
+    after = {path: path.stat().st_mtime_ns for path in (project / "runs").glob("cell/*.ipynb")}
+    return sorted(path.stem for path in after if after[path] != before.get(path))
 
 
-@pytest.fixture(scope="module")
-def swept_on_ray(ray, tmp_path_factory):
-    """Three of the cells as tasks of Ray; one fails, and one kills Ray's worker when first run."""
-    folder = tmp_path_factory.mktemp("project")
-    write_project(folder)
-    (folder / "notebooks" / "kill").touch()
-    place = folder / "runs" / "sweep-02_second-smoke"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        enter(folder, monkeypatch)
-        monkeypatch.setenv("SASA_ENGINE", "ray")
-        # What is run twice begins first, beside the others.
-        status, printed = run(*GRID, "MODEL=b", "BETA=3,0.5,2")
-        seen = SimpleNamespace(folder=place, status=status, printed=printed)
-        seen.executed, seen.times = executed(place), times(place)
-        seen.table = pd.read_csv(place / "table.csv")
-        seen.second_status, seen.second_printed = run(*GRID, "MODEL=b", "BETA=0.5,3", "ENGINE=ray")
-        seen.second_times = times(place)
-    return seen
+def edit(path):
+    path.write_text(path.read_text().replace("form = 1", "form = 2").replace("first", "First"))
 
 
-def test_on_ray_a_sweep_has_the_table_of_one_here(swept, swept_on_ray):
-    assert "0 of them up to date; as tasks of Ray" in swept_on_ray.printed
-    expected = swept.table[swept.table["model"] == "b"]
-    expected = expected.sort_values("grid_beta", ascending=False, kind="stable", ignore_index=True)
-    assert len(expected) == 4
-    pd.testing.assert_frame_equal(swept_on_ray.table, expected)
+def test_a_notebook_runs_again_only_if_what_it_is_made_of_has_changed(project):
+    (project / "notebooks" / "repaired").touch()
+    parameters = project / "runs" / "cell" / "parameters"
 
+    def settle(**changed):
+        for name in notebooks.names():
+            chosen = notebooks.defaults(name) | {"run": "../runs/cell"} | changed
+            notebooks.write_parameters(parameters / f"{name}.json", chosen)
 
-def test_on_ray_a_failing_cell_is_reported_and_the_others_are_not_stopped(swept, swept_on_ray):
-    assert swept_on_ray.status == "1 of 3 cells failed; the same command tries them again"
-    assert "3/3" in swept_on_ray.printed
-    failed = "model = b, beta = 2"
-    assert failures(swept_on_ray.printed) == {failed: failures(swept.printed)[failed]}
-
-
-def test_a_cell_whose_worker_is_killed_is_run_again(swept_on_ray):
-    cell = swept_on_ray.folder / "beta=3,model=b"
-    killed = int((cell / "killed.txt").read_text())
-    wait_until(lambda: not is_alive(killed), "the end of the first kernel")
-    assert swept_on_ray.executed[cell.name] == ["first", "second"]
-
-
-def test_a_cell_on_ray_asks_ray_for_nothing(swept_on_ray):
-    assert set(swept_on_ray.table["engine"]) == {"local"}
-
-
-def test_on_ray_what_is_up_to_date_is_not_run_again(swept_on_ray):
-    assert swept_on_ray.second_status == 0
-    assert "2 cells of 01_first, 02_second, 2 of them up to date" in swept_on_ray.second_printed
-    assert swept_on_ray.second_times == swept_on_ray.times
-
-
-def test_an_interrupted_sweep_takes_its_kernels_on_ray_along(ray, project, monkeypatch):
-    kernel = project / "runs" / "sweep-mine" / "seed=1" / "kernel.txt"
-
-    def interrupt(*arguments):
-        if kernel.exists() and kernel.read_text():
-            raise KeyboardInterrupt
-        return []
-
-    monkeypatch.setattr(sweep_cells, "_stages", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        sweep.main(["NOTEBOOK=03_wait", "SEED=1,2", "NAME=mine", "ENGINE=ray", "JOBS=1"])
-    wait_until(lambda: not is_alive(int(kernel.read_text())), "the end of the kernel")
-    assert not (project / "runs" / "sweep-mine" / "seed=2" / "log.txt").exists()
-
-
-@pytest.mark.parametrize(
-    ("machines", "size", "jobs", "expected"),
-    [
-        ([{"CPU": 8}, {"CPU": 8}], 16, None, (8, 2)),
-        ([{"CPU": 16}], 16, 3, (3, 16 / 3)),
-        ([{"CPU": 8}, {"CPU": 4}], 12, 1, (1, 8)),
-        ([{"CPU": 2}], 2, 50, (20, 1)),
-        ([{"CPU": 16, "GPU": 2}, {"CPU": 64}], 2, None, (2, 8)),
-    ],
-)
-def test_what_a_cell_asks_of_ray(monkeypatch, machines, size, jobs, expected):
-    ray = pytest.importorskip("ray")
-    nodes = [{"Alive": True, "Resources": machine} for machine in machines]
-    nodes.append({"Alive": False, "Resources": {"CPU": 1000, "GPU": 8}})
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    device = "cuda:0" if any("GPU" in machine for machine in machines) else "cpu"
-    pool = SimpleNamespace(size=size, device=device)
-    assert sweep_cells._share(SimpleNamespace(pool=pool, jobs=jobs), 20) == expected
-
-
-CHAIN = ["01_first", "02_second"]
-
-
-@pytest.mark.parametrize(
-    ("touched", "left"),
-    [
-        (None, []),
-        ("notebooks/02_second.ipynb", CHAIN[1:]),
-        ("notebooks/01_first.ipynb", CHAIN),
-        ("runs/cell/parameters/02_second.json", CHAIN[1:]),
-        ("runs/cell/01_first.ipynb", CHAIN[1:]),
-        ("sasa_lib/decoding.py", CHAIN),
-        ("notebooks/03_wait.ipynb", []),
-    ],
-)
-def test_a_notebook_is_run_again_if_something_it_is_made_from_is_newer(project, touched, left):
-    cell = project / "runs" / "cell"
-    for path in (cell / "parameters", project / "sasa_lib"):
-        path.mkdir(parents=True)
-    (project / "sasa_lib" / "decoding.py").touch()
-    for name in CHAIN:
-        (cell / f"{name}.ipynb").touch()
-        (cell / "parameters" / f"{name}.json").touch()
-    for path in project.rglob("*"):
-        if path.is_file():
-            os.utime(path, (1000, 1000))
-    for i, name in enumerate(CHAIN):
-        os.utime(cell / f"{name}.ipynb", (2000 + i, 2000 + i))
-    assert sweep_cells.outstanding(cell, CHAIN) == []
-    if touched:
-        os.utime(project / touched, (3000, 3000))
-    assert sweep_cells.outstanding(cell, CHAIN) == left
-    (cell / "01_first.ipynb").unlink()
-    assert sweep_cells.outstanding(cell, CHAIN) == CHAIN
+    settle()
+    assert snakemake(project, "02_second") == ["01_first", "02_second"]
+    for part in ("notebooks/*.ipynb", "sasa_lib/*", "runs/cell/parameters/*"):
+        for path in project.glob(part):
+            path.touch()
+    settle()
+    assert snakemake(project, "02_second") == []
+    assert snakemake(project, "02_second", "03_wait") == ["03_wait"]
+    edit(project / "sasa_lib" / "sasa.py")
+    assert snakemake(project, "02_second") == ["01_first", "02_second"]
+    settle(seed=1)
+    assert snakemake(project, "02_second") == ["01_first", "02_second"]
+    (project / "runs" / "cell" / "02_second.ipynb").unlink()
+    assert snakemake(project, "02_second") == ["02_second"]
+    edit(project / "notebooks" / "01_first.ipynb")
+    assert snakemake(project, "02_second") == ["01_first", "02_second"]
 
 
 def test_every_combination_is_a_cell_with_its_parameters(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "PROJECT", tmp_path)
     given = ["NOTEBOOK=05_evaluation", "PROFILE=smoke", "BETA=0,1,3", "MODEL=gemma3-270m,org/lm"]
     settled = sweep.settle(given)
-    assert settled.chain == ["03_boundary", "05_evaluation"]
+    assert settled.chain == ["05_evaluation"]
     assert [(cell["beta"], cell["model"]) for cell in settled.cells.values()] == [
         ([beta], model) for beta in (0.0, 1.0, 3.0) for model in ("gemma3-270m", "org/lm")
     ]
@@ -416,7 +325,7 @@ def test_every_combination_is_a_cell_with_its_parameters(tmp_path, monkeypatch):
         folder = tmp_path / "runs" / "sweep-05_evaluation-smoke" / name / "parameters"
         first, last = (
             json.loads((folder / f"{notebook}.json").read_text())["parameters"]
-            for notebook in settled.chain
+            for notebook in ("03_boundary", "05_evaluation")
         )
         assert values.items() <= last.items() and first["model"] == values["model"]
         assert "beta" not in first
@@ -481,22 +390,12 @@ def test_names_are_short_and_tell_cells_apart():
         (["BETA=1", "NAME=../up"], "NAME is the name of a folder"),
         (["BETA=1", "here"], "give NAME=value"),
         (["GRID=none.yaml"], "there is no none.yaml"),
-        (["BETA=1", "ENGINE=spark"], "unknown engine 'spark'; known are local, ray"),
     ],
 )
 def test_what_is_unknown_is_refused_before_anything_starts(project, given, message):
     with pytest.raises(SystemExit) as refused:
         sweep.main(["NOTEBOOK=02_second", *given])
     assert refused.value.code.startswith(message)
-    assert not (project / "runs").exists()
-
-
-def test_without_ray_it_is_said_how_to_install_it(project, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setenv("SASA_ENGINE", "ray")
-    with pytest.raises(SystemExit) as refused:
-        sweep.main(["NOTEBOOK=02_second", "BETA=1"])
-    assert refused.value.code.startswith("engine='ray' needs Ray, which is not installed")
     assert not (project / "runs").exists()
 
 

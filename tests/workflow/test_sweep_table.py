@@ -1,7 +1,9 @@
 """Tables and figures of sweeps, from cells that are made up."""
 
 import os
+from datetime import UTC, datetime
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,7 +23,10 @@ def project(tmp_path, monkeypatch):
 
 
 def test_the_table_is_the_one_that_the_last_notebook_wrote(tmp_path):
-    for name, at in (("old.csv", 10), ("02_second.ipynb", 20), ("cost.csv", 30)):
+    start = datetime.fromtimestamp(20, UTC).isoformat()
+    executed = nbformat.v4.new_notebook(metadata={"papermill": {"start_time": start}})
+    nbformat.write(executed, tmp_path / "02_second.ipynb")
+    for name, at in (("old.csv", 10), ("cost.csv", 30)):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (at, at))
     assert sweep_table.written(tmp_path, "02_second") == "cost.csv"
@@ -36,37 +41,40 @@ def finished(project, **columns):
     """A sweep of one cell that has written a table."""
     settled = sweep.settle(["NOTEBOOK=02_second", "BETA=1", "NAME=x"])
     (cell,) = settled.cells
-    (settled.folder / cell / "02_second.ipynb").touch()
+    start = datetime.fromtimestamp(20, UTC).isoformat()
+    executed = nbformat.v4.new_notebook(metadata={"papermill": {"start_time": start}})
+    nbformat.write(executed, settled.folder / cell / "02_second.ipynb")
     pd.DataFrame(columns).to_csv(settled.folder / cell / "cost.csv", index=False)
-    return settled, [cell]
+    return settled.folder, settled.cells
 
 
 def test_what_cannot_be_drawn_leaves_the_table(project):
-    settled, done = finished(project, seconds=[1.0], text=["x"])
-    wrong = sweep.Sweep(**{**vars(settled), "metric": "text"})
-    assert sweep_table.conclude(wrong, done) == (
+    folder, cells = finished(project, seconds=[1.0], text=["x"])
+    assert sweep_table.conclude(folder, cells, "02_second", metric="text") == (
         "there is no metric 'text' to draw in cost.csv; its columns are seconds"
     )
-    assert (settled.folder / "table.csv").exists()
-    missing = sweep.Sweep(**{**vars(settled), "table": "other.csv"})
-    assert sweep_table.conclude(missing, done) == "there is no other.csv in runs/sweep-x/beta=1"
-    assert not (settled.folder / "sweep.png").exists()
+    assert (folder / "table.csv").exists()
+    assert (
+        sweep_table.conclude(folder, cells, "02_second", "other.csv")
+        == "there is no other.csv in runs/sweep-x/beta=1"
+    )
+    assert not (folder / "sweep.png").exists()
 
 
 def test_a_table_is_collected_as_it_was_written(project):
     numbers = [0.1 + 0.2, 1e-300, np.pi, 1 / 3]
     written = {"method": ["null", "NA", "None", "plain"], "seconds": numbers, "gap": np.nan}
-    settled, (cell,) = finished(project, **written)
-    table, _ = sweep_table.collect({cell: settled.cells[cell]}, settled.folder, "cost.csv")
+    folder, cells = finished(project, **written)
+    table, _ = sweep_table.collect(cells, folder, "cost.csv")
     assert table["method"].tolist() == written["method"]
     assert table["seconds"].tolist() == numbers and table["gap"].isna().all()
 
 
 def test_a_table_without_toxicity_is_drawn_by_its_first_metric(project, capsys):
-    settled, done = finished(project, n=[1], seconds=[1.0], seconds_low=[0.5], seconds_high=[2.0])
-    assert sweep_table.conclude(settled, done) is None
+    folder, cells = finished(project, n=[1], seconds=[1.0], seconds_low=[0.5], seconds_high=[2.0])
+    assert sweep_table.conclude(folder, cells, "02_second") is None
     assert "Figure of seconds:" in capsys.readouterr().out
-    assert (settled.folder / "sweep.svg").exists()
+    assert (folder / "sweep.svg").exists()
 
 
 def results():

@@ -32,7 +32,7 @@ def minilm_scorer(
     encoder : pathlib.Path
         Folder of sentence-transformers/all-MiniLM-L6-v2.
     head : pathlib.Path
-        What scripts/train_minilm_scorer.py wrote.
+        What studies/train_minilm_scorer.py wrote.
     device, batch_size
         As in `load_scorer`.
     """

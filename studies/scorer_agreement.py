@@ -1,10 +1,10 @@
 """Compare scorers with Perspective on RealToxicityPrompts texts that "minilm" never saw.
 
-    python scripts/scorer_agreement.py
-    python scripts/scorer_agreement.py --scorers minilm detoxify hf:unitary/toxic-bert
+    python studies/scorer_agreement.py
+    python studies/scorer_agreement.py --scorers minilm detoxify hf:unitary/toxic-bert
 
-Prints a Markdown table: agreement with 95% intervals over records, and texts per second on one
-thread of the CPU. The texts are those that scripts/train_minilm_scorer.py kept aside.
+Fills the table of docs/scorers.md: agreement with 95% intervals over records, and texts per second on one
+thread of the CPU. The texts are those that studies/train_minilm_scorer.py kept aside.
 """
 
 from __future__ import annotations

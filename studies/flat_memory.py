@@ -1,9 +1,9 @@
 """Resident memory of a run of very many prompts, over time: it must not grow with the prompts.
 
-    python scripts/flat_memory.py                    100,000 prompts, this process
-    python scripts/flat_memory.py --engine ray       the same on Ray; driver and actors are counted
+    python studies/flat_memory.py                    100,000 prompts, this process
+    python studies/flat_memory.py --engine ray       the same on Ray; driver and actors are counted
 
-The model is tiny and random. Prints a line every few seconds, and at last how much the memory
+Fills the numbers on memory in docs/cluster.md. The model is tiny and random. Prints a line every few seconds, and at last how much the memory
 grew between a quarter of the prompts and all of them.
 """
 

@@ -1,12 +1,14 @@
 """Train the head of the "minilm" toxicity scorer and write it with its held-out report.
 
+Fills data/minilm_scorer.md.
+
 The encoder (sentence-transformers/all-MiniLM-L6-v2) stays frozen. The head, three directions in
 its hidden states and a bias (`minilm.minilm_logit`), learns the Perspective toxicity
 score of RealToxicityPrompts texts by logistic regression on the score itself. A tenth of the
 records, by a hash of the prompt, is kept aside: it chooses nothing and trains nothing, and all
 numbers in the card come from it. Cross-validation on the rest gives the calibration.
 
-    python scripts/train_minilm_scorer.py
+    python studies/train_minilm_scorer.py
 
 It takes a few minutes on two CPU cores, and is deterministic on a given machine.
 """

@@ -1,8 +1,8 @@
 """Compare the embedded corpora by the boundaries they give, on real RealToxicityPrompts texts.
 
-    python scripts/compare_corpora.py
+    python studies/compare_corpora.py
 
-Writes the table into data/contrast_pairs.md. The texts of ../shared/data (or --rtp) are scored by
+Fills the table of data/contrast_pairs.md. The texts of ../shared/data (or --rtp) are scored by
 Perspective and are used for nothing but this comparison and that of layers, so the numbers of
 the chosen corpus and layer are slightly optimistic; those that are in the embedded corpora too are
 left out. Takes half an hour on two CPU cores the first time; the embeddings are kept in data/cache.

@@ -1,9 +1,9 @@
 """How generation on Ray scales: one and two actors measured here, up to 200 simulated from that.
 
-    python scripts/scaling.py                                                   on an idle machine
-    python scripts/scaling.py --prompts 4 --tiny-prompts 64 --repeats 1         whether it works
+    python studies/scaling.py                                                   on an idle machine
+    python studies/scaling.py --prompts 4 --tiny-prompts 64 --repeats 1         whether it works
 
-Efficiency at n actors is throughput(n) / (n * throughput(1)), measured within a repeat.
+Fills the tables of docs/cluster.md. Efficiency at n actors is throughput(n) / (n * throughput(1)), measured within a repeat.
 Throughput is prompts/s
 
 - of the whole call: the actors' start and the model's loading count, Ray's own start does not;

@@ -1,6 +1,6 @@
 """Write docs/families.md: what SASA makes of every causal family of transformers.
 
-    python scripts/families.py
+    python studies/families.py
 
 A tiny model with random weights of each is decoded and compared with transformers' own `generate`,
 as tests/decoding/test_conformance.py does; see tests/decoding/families.py. Ends with 1 if any

@@ -1,5 +1,7 @@
 """What detoxified sampling costs, against `model.generate` with the same settings: `make bench`.
 
+Fills the first table of docs/cost.md and figures/cost.png.
+
 Every repetition runs all methods of a setting one after the other on the same prompt; a ratio is
 taken within a repetition. Settings vary one thing at a time around 25 generations of 20 tokens
 from 16, k = 10. Measurements are appended to `runs/bench/measurements.jsonl`; what is there

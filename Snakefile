@@ -1,0 +1,52 @@
+"""Executed notebooks. `make run` and `make sweep` call this, with the files to make.
+
+A notebook runs again only if the text of it, of the library, of its parameters or of a notebook
+that it needs has changed; a touched or cloned file has not. What a notebook needs stands in its
+own metadata.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, "scripts")
+import notebooks
+
+LIBRARY = ["sasa_lib/**/*.py", "data/*.json*", "data/*.safetensors", "scripts/notebooks.py"]
+ORDERED = config.get("ordered")  # one after the other, as they are read
+NAMES = notebooks.names()
+
+
+def digest(*paths):
+    """SHA-256 of files that are there."""
+    found = hashlib.sha256()
+    for path in map(Path, paths):
+        found.update(f"{path} ".encode() + (path.read_bytes() if path.is_file() else b""))
+    return found.hexdigest()
+
+
+def before(wildcards):
+    """The notebook before one, where they are to run in order: it has to be there, not unchanged."""
+    place = NAMES.index(wildcards.notebook)
+    return ancient(f"runs/{wildcards.run}/{NAMES[place - 1]}.ipynb") if ORDERED and place else []
+
+
+library = digest(*sorted(str(path) for part in LIBRARY for path in Path().glob(part)))
+
+
+rule notebook:
+    input:
+        needed=lambda w: [f"runs/{w.run}/{name}.ipynb" for name in notebooks.needs(w.notebook)],
+        before=before,
+    params:
+        library=library,
+        source=lambda w: digest(f"notebooks/{w.notebook}.ipynb"),
+        parameters=lambda w: digest(f"runs/{w.run}/parameters/{w.notebook}.json"),
+    output:
+        executed="runs/{run}/{notebook}.ipynb",
+        page="runs/{run}/{notebook}.html",
+    wildcard_constraints:
+        notebook=r"\d\d_\w+",
+    shell:
+        f"{sys.executable} scripts/notebooks.py execute {{wildcards.notebook}} --run {{wildcards.run}}"
+        + (" >> runs/{wildcards.run}/log.txt 2>&1" if config.get("log") else "")
