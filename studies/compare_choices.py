@@ -2,7 +2,8 @@
 
     python studies/compare_choices.py
 
-Prints the table "Which boundary?" of docs/results.md: the AUC of each choice, fitted on 400 texts and on all, on a fifth of
+Prints the table "Which boundary?" of docs/results.md: the AUC of each choice, fitted on 400 texts
+and on all, on a fifth of
 each corpus that it never saw. Needs the files of ../shared/data (or SASA_SHARED_DATA). Takes
 twenty minutes on two CPU cores the first time; the embeddings are kept in data/cache.
 """

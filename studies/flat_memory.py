@@ -3,7 +3,8 @@
     python studies/flat_memory.py                    100,000 prompts, this process
     python studies/flat_memory.py --engine ray       the same on Ray; driver and actors are counted
 
-Fills the numbers on memory in docs/cluster.md. The model is tiny and random. Prints a line every few seconds, and at last how much the memory
+Fills the numbers on memory in docs/cluster.md. The model is tiny and random. Prints a line every
+few seconds, and at last how much the memory
 grew between a quarter of the prompts and all of them.
 """
 

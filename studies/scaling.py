@@ -3,7 +3,8 @@
     python studies/scaling.py                                                   on an idle machine
     python studies/scaling.py --prompts 4 --tiny-prompts 64 --repeats 1         whether it works
 
-Fills the tables of docs/cluster.md. Efficiency at n actors is throughput(n) / (n * throughput(1)), measured within a repeat.
+Fills the tables of docs/cluster.md. Efficiency at n actors is throughput(n) / (n *
+throughput(1)), measured within a repeat.
 Throughput is prompts/s
 
 - of the whole call: the actors' start and the model's loading count, Ray's own start does not;

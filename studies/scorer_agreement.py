@@ -3,7 +3,8 @@
     python studies/scorer_agreement.py
     python studies/scorer_agreement.py --scorers minilm detoxify hf:unitary/toxic-bert
 
-Fills the table of docs/scorers.md: agreement with 95% intervals over records, and texts per second on one
+Fills the table of docs/scorers.md: agreement with 95% intervals over records, and texts per
+second on one
 thread of the CPU. The texts are those that studies/train_minilm_scorer.py kept aside.
 """
 
