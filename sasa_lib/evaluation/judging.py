@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from contextlib import closing
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
@@ -18,12 +21,14 @@ from sasa_lib.checks import set_aside as warn_of
 from sasa_lib.engine import cluster
 from sasa_lib.engine.identity import depends_on, key
 from sasa_lib.engine.models import language_model
-from sasa_lib.engine.storage import atomic_file, place, write_table
+from sasa_lib.engine.storage import place
+from sasa_lib.engine.table import KeyedTable
 from sasa_lib.engine.tokens import first_fault, readable
 from sasa_lib.evaluation.likelihood import negative_log_likelihoods
 from sasa_lib.evaluation.scorers.scorer import Scorer
 
-JUDGED_AT_ONCE = 500  # generations whose judgements are one file, and the work of an actor
+JUDGED_AT_ONCE = 500  # texts whose judgements are one file, and the work of an actor
+ASKED_AT_ONCE = 20  # of a service, some seconds
 
 
 def judged(
@@ -49,8 +54,8 @@ def judged(
     model, tokenizer
         The judging model, another than the generating one.
     folder : str, Path or UPath, optional
-        Keep the judgements here, `JUDGED_AT_ONCE` as they come; the same texts are not judged
-        again by the same judges.
+        Keep the judgements here, `JUDGED_AT_ONCE` as they come, of every judge by itself: no text
+        is judged twice by the same one, and one judge more costs that one alone.
     perplexity_generations : int, optional
         The judging model reads only the first so many generations of a prompt: it costs more than
         the scorers, and perplexity needs fewer texts than a maximum. None is all.
@@ -93,66 +98,128 @@ def judged(
                 "scores"
             )
     generations = generations.reset_index(drop=True)
-    most = perplexity_generations or len(generations)
-    texts = generations[["prompt", "text"]].astype(object)
-    texts = texts.assign(read=generations.groupby("prompt_id", sort=False).cumcount() < most)
-    read = texts[texts["read"]]
-    _, found_faults = readable(model, tokenizer, read["prompt"], read["text"], empty=True)
-    faults = {int(read.index[i]): fault for i, fault in found_faults.items()}
+    pairs, faults = _to_be_read(generations, model, tokenizer, perplexity_generations)
     if faults and not set_aside:
         raise first_fault(faults)
-    texts.loc[list(faults), "read"] = False
-    parts = [texts[i : i + JUDGED_AT_ONCE] for i in range(0, len(texts), JUDGED_AT_ONCE)]
-    judges = depends_on(
-        "judgement",
-        model=model,
-        tokenizer=tokenizer,
-        scorers=[(scorer.name, scorer.version) for scorer in scorers],
-    )
-    found = {}
-    files = [None if folder is None else _file(place(folder), judges, part) for part in parts]
-    for i, file in enumerate(files):
-        if file is not None and file.exists():
-            with file.open("rb") as content:
-                found[i] = pd.read_parquet(content)
-    missing = [(i, part) for i, part in enumerate(parts) if i not in found]
-    pool = cluster.pool(engine, actors) if missing else None
-    asked = [scorer for scorer in scorers if scorer.asks_service]
-    others = [scorer for scorer in scorers if not scorer.asks_service]
-    with tqdm(
-        total=len(texts), initial=len(texts) - sum(len(part) for _, part in missing),
-        desc="judging", unit="text", disable=not progress,
-    ) as bar:  # fmt: skip
-        if pool:
-            versions = [scorer.version for scorer in others]
-            make = partial(_judge_maker, model, tokenizer, others, versions, set_aside)
-            done = pool.each(make, missing)
-        else:
-            done = (
-                (i, _judgements(others, model, tokenizer, part, set_aside)) for i, part in missing
-            )
-        with closing(done):  # or an error, as long as it is kept, would keep Ray's actors
-            for i, judgements in done:
-                for scorer in asked:
-                    judgements[scorer.name] = _scores_of(scorer, parts[i]["text"], set_aside)
-                found[i] = judgements
-                if files[i] is not None:
-                    with atomic_file(files[i]) as temporary:
-                        write_table(judgements, temporary)
-                bar.update(len(judgements))
-    columns = [*(scorer.name for scorer in scorers), "nll", "nll_tokens"]
-    judgements = pd.concat([found[i] for i in range(len(parts))], ignore_index=True)
-    for scorer in scorers:
-        for row in np.flatnonzero(judgements[scorer.name].isna()):
+    folder = None if folder is None else place(folder)
+    judges = [
+        *(_of_scorer(scorer, folder, generations["text"], set_aside) for scorer in scorers),
+        _of_model(model, tokenizer, folder, pairs),
+    ]
+    pool = cache(partial(cluster.pool, engine, actors))
+    total = sum(len(judge.items) for judge in judges)
+    found = []
+    with tqdm(total=total, desc="judging", unit="text", disable=not progress) as bar:
+        for judge in judges:
+            actors_of = (lambda: None) if judge.here else pool
+            table = judge.table.fill(
+                judge.items, judge.maker(), at_once=judge.at_once, pool=actors_of,
+                maker=judge.maker, bar=bar,
+            )  # fmt: skip
+            found.append(table.reindex([judge.key_of.get(row) for row in generations.index]))
+    for scorer, scores in zip(scorers, found, strict=False):
+        generations[scorer.name] = scores["score"].to_numpy()
+        for row in np.flatnonzero(scores["score"].isna()):
             faults.setdefault(int(row), f"has no score by {scorer.name!r}")
     if faults and not set_aside:  # kept from a call that set them aside
         raise first_fault(faults)
-    judged_ones = generations.join(judgements[columns])
-    if faults:
-        bad = judged_ones.loc[list(faults), "prompt_id"].unique()
-        warn_of("texts", faults, len(texts), f"with all of their {len(bad)} prompts")
-        judged_ones = judged_ones[~judged_ones["prompt_id"].isin(bad)].reset_index(drop=True)
-    return judged_ones
+    generations["nll"] = found[-1]["nll"].fillna(0.0).to_numpy()
+    generations["nll_tokens"] = found[-1]["nll_tokens"].fillna(0).to_numpy(dtype=int)
+    if not faults:
+        return generations
+    bad = generations.loc[list(faults), "prompt_id"].unique()
+    warn_of("texts", faults, len(generations), f"with all of their {len(bad)} prompts")
+    return generations[~generations["prompt_id"].isin(bad)].reset_index(drop=True)
+
+
+@dataclass
+class _Judge:
+    """What one judge reads, by key, and where its judgements are kept."""
+
+    table: KeyedTable
+    items: dict[str, Any]
+    key_of: dict[int, str]  # from a row of the generations
+    maker: Callable[[], Callable[[list[Any]], pd.DataFrame]]
+    at_once: int = JUDGED_AT_ONCE
+    here: bool = False  # whether this process asks, however many actors there are
+
+
+def _judge(
+    name: str, facts: dict[str, object], columns: dict[str, pa.DataType],
+    folder: Path | UPath | None, read: dict[int, Any], **options: Any,
+) -> _Judge:  # fmt: skip
+    of = key(depends_on("judgement", **facts))
+    table = KeyedTable(None if folder is None else folder / f"{name}-{of}", columns)
+    key_of = {row: key(item, 32) for row, item in read.items()}
+    items = {key_of[row]: item for row, item in read.items()}
+    return _Judge(table, items, key_of, **options)
+
+
+def _of_scorer(
+    scorer: Scorer, folder: Path | UPath | None, texts: pd.Series, set_aside: bool
+) -> _Judge:
+    return _judge(
+        re.sub(r"[^\w.-]", "-", scorer.name),
+        {"scorer": [scorer.name, scorer.version]},
+        {"score": pa.float64()},
+        folder,
+        dict(enumerate(texts)),
+        maker=partial(_scoring, scorer, scorer.version, set_aside),
+        at_once=ASKED_AT_ONCE if scorer.asks_service else JUDGED_AT_ONCE,
+        here=scorer.asks_service,
+    )
+
+
+def _of_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path | UPath | None,
+    pairs: dict[int, list[str]],
+) -> _Judge:
+    return _judge(
+        "likelihood",
+        {"model": model, "tokenizer": tokenizer},
+        {"nll": pa.float64(), "nll_tokens": pa.int64()},
+        folder,
+        pairs,
+        maker=partial(_reading, model, tokenizer),
+    )
+
+
+def _scoring(scorer: Scorer, version: str, set_aside: bool) -> Callable[[list[str]], pd.DataFrame]:
+    """Return what scores texts; where set aside, with NaN for those that cannot be scored."""
+    scorer.check_version(version)
+    score = (lambda texts: scorer.scored(texts)[0]) if set_aside else scorer
+    return lambda texts: pd.DataFrame({"score": score(texts)})
+
+
+def _reading(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[list[list[str]]], pd.DataFrame]:
+    """Return what reads pairs of prompt and text."""
+
+    def read(pairs: list[list[str]]) -> pd.DataFrame:
+        prompts, texts = zip(*pairs, strict=True)
+        nll, tokens = negative_log_likelihoods(model, tokenizer, prompts, texts, progress=False)
+        return pd.DataFrame({"nll": nll, "nll_tokens": tokens})
+
+    return read
+
+
+def _to_be_read(
+    generations: pd.DataFrame,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    most: int | None,
+) -> tuple[dict[int, list[str]], dict[int, str]]:
+    """Prompts and texts that the judging model reads, by row, and why it cannot read others."""
+    number = generations.groupby("prompt_id", sort=False).cumcount()
+    rows = generations.index[number < (most or len(generations))]
+    prompts, texts = (generations.loc[rows, name].tolist() for name in ("prompt", "text"))
+    _, faults = readable(model, tokenizer, prompts, texts, empty=True)
+    faults = {int(rows[i]): fault for i, fault in faults.items()}
+    pairs = zip(rows, zip(prompts, texts, strict=True), strict=True)
+    return {row: list(pair) for row, pair in pairs if row not in faults}, faults
 
 
 def on_common_prompts(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
@@ -181,44 +248,3 @@ def _name_of(scorer: object) -> str:
     if not isinstance(scorer, Scorer):
         raise ValueError(f"expected scorers as load_scorer returns them, got {scorer!r}")
     return scorer.name
-
-
-def _file(folder: Path | UPath, judges: dict, texts: pd.DataFrame) -> Path | UPath:
-    """Return where the judgements of some texts are kept."""
-    return folder / f"{key([judges, texts.to_numpy().tolist()])}.parquet"
-
-
-def _judgements(
-    scorers: Sequence[Scorer],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: pd.DataFrame,
-    set_aside: bool,
-) -> pd.DataFrame:
-    """Scores of some texts, and the likelihood of those that are to be read."""
-    scores = {scorer.name: _scores_of(scorer, texts["text"], set_aside) for scorer in scorers}
-    judgements = pd.DataFrame(scores | {"nll": 0.0, "nll_tokens": 0}, index=range(len(texts)))
-    read = texts["read"].to_numpy(dtype=bool)
-    prompts, read_texts = (texts[name][read].tolist() for name in ("prompt", "text"))
-    judgements.loc[read, "nll"], judgements.loc[read, "nll_tokens"] = negative_log_likelihoods(
-        model, tokenizer, prompts, read_texts, progress=False
-    )
-    return judgements
-
-
-def _scores_of(scorer: Scorer, texts: pd.Series, set_aside: bool) -> np.ndarray:
-    """Scores of texts; where set aside, NaN for those that cannot be scored."""
-    return scorer.scored(texts)[0] if set_aside else scorer(texts)
-
-
-def _judge_maker(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    scorers: Sequence[Scorer],
-    versions: Sequence[str],
-    set_aside: bool,
-) -> Callable[[tuple[int, pd.DataFrame]], tuple[int, pd.DataFrame]]:
-    """Return what judges some texts in an actor, and gives back their number."""
-    for scorer, version in zip(scorers, versions, strict=True):
-        scorer.check_version(version)
-    return lambda part: (part[0], _judgements(scorers, model, tokenizer, part[1], set_aside))

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -39,12 +38,10 @@ from sasa_lib.engine.storage import (
     write_table,
 )
 from sasa_lib.evaluation.sampling import SCHEMA, Continuer, Sampling, is_keyed, prompt_tokens
-from sasa_lib.evaluation.scorers.scorer import Scorer
 
 SHARD_PROMPTS = 64  # at most in a file, so that a large run is not ten thousand files
 SHARD_SECONDS = 60.0  # at most lost by a kill, plus one batch
 SHARDS_OF_ACTOR = 8  # at least, where batches allow it: so none ends long after the others
-SCORED_AT_ONCE = 4096  # texts between two writes of a score file
 CPU_BATCH = 100  # sequences; more do not make a CPU faster
 # Settings by which `generate` counts a prompt's padding as its tokens, with what leaves them off.
 COUNT_PADDING = {
@@ -53,9 +50,6 @@ COUNT_PADDING = {
     "sequence_bias": None, "watermarking_config": None,
 }  # fmt: skip
 SET_ASIDE = "set-aside.parquet"
-SCORES_SCHEMA = pa.schema(
-    {"text": pa.string(), "score": pa.float64(), "scorer": pa.string(), "version": pa.string()}
-)
 SET_ASIDE_SCHEMA = pa.schema({"row": pa.int64(), "prompt": pa.string(), "reason": pa.string()})
 
 
@@ -277,76 +271,6 @@ def read(run: str | Path | UPath) -> pd.DataFrame:
     return rows
 
 
-def score(
-    run: str | Path | UPath | pd.DataFrame,
-    scorer: Scorer,
-    *,
-    engine: str | None = None,
-    actors: int | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Score a run's generations; every text once, whenever that was.
-
-    The scores lie in `scores-<scorer>.parquet` beside the shards, by text and by the scorer's
-    version: what is there is read, the rest is scored, and a kill loses only the latest texts.
-
-    Parameters
-    ----------
-    run : str, Path, UPath or pandas.DataFrame
-        The run's own folder, or what `generate` or `read` returned.
-    scorer : Scorer
-        Only `text`, not the prompt, is scored.
-    engine, actors : optional
-        As `sasa_lib.engine.cluster.pool` takes them. A scorer that asks a service is asked by
-        this process, so that its quota is kept, however many actors there are.
-    progress : bool
-
-    Returns
-    -------
-    pandas.DataFrame
-        The run's table with a column more, of scores in [0, 1], named after the scorer.
-
-    Raises
-    ------
-    ValueError
-        No generations, a table that no run gave, a damaged file, or a scorer that Ray's actors
-        cannot have.
-    RuntimeError
-        Another process is at work on the same run.
-    ImportError
-        The engine is Ray, and Ray is not installed.
-    """
-    table = run.copy() if isinstance(run, pd.DataFrame) else read(run)
-    if "run" not in table.attrs:
-        raise ValueError(
-            "this table does not name its run in attrs['run']: give the run's folder, or the "
-            "table as runs.generate or runs.read returned it"
-        )
-    pool = cluster.pool(engine, actors)
-    folder = place(table.attrs["run"] if isinstance(run, pd.DataFrame) else run)
-    file = folder / ("scores-" + re.sub(r"[^\w.-]", "-", scorer.name) + ".parquet")
-    known = _known_scores(file, scorer)
-    if not set(table["text"]) <= set(known):
-        with alone(folder):
-            # Read again, now that no other process writes.
-            every = read_tables([file] if file.exists() else [], SCORES_SCHEMA)
-            known = _known_scores(file, scorer)
-            missing = [text for text in table["text"].unique() if text not in known]
-            with tqdm(
-                total=len(missing), desc=scorer.name, unit="text", disable=not progress
-            ) as bar:
-                for texts, scores in _scored(missing, scorer, pool):
-                    frame = pd.DataFrame({"text": texts, "score": scores})
-                    frame = frame.assign(scorer=scorer.name, version=scorer.version)
-                    every = pd.concat([every, frame], ignore_index=True)
-                    with atomic_file(file) as temporary:
-                        write_table(every, temporary, SCORES_SCHEMA)
-                    known |= dict(zip(texts, scores, strict=True))
-                    bar.update(len(texts))
-    table[scorer.name] = table["text"].map(known).astype(float)
-    return table
-
-
 class _Report:
     """The progress bar of a run, and its file of prompts that were set aside."""
 
@@ -509,34 +433,3 @@ def _rows(run: Path | UPath, **options: object) -> pd.DataFrame:
     """Rows of all shards, or those that `Dataset.to_table` is told to read."""
     rows = read_tables(listed(run, "shard-*.parquet"), SCHEMA, **options)
     return rows.drop_duplicates(["prompt", "generation"])
-
-
-def _known_scores(file: Path | UPath, scorer: Scorer) -> dict[str, float]:
-    """Score of every text that this version of the scorer has scored."""
-    own = (ds.field("scorer") == scorer.name) & (ds.field("version") == scorer.version)
-    found = read_tables([file] if file.exists() else [], SCORES_SCHEMA, filter=own)
-    return dict(zip(found["text"], found["score"], strict=True))
-
-
-def _scored(
-    texts: list[str], scorer: Scorer, pool: cluster.Pool | None
-) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Yield some texts at a time with their scores."""
-    if scorer.asks_service:
-        pool = None
-    number = SCORED_AT_ONCE
-    if pool:
-        number = min(number, max(1, len(texts) // (SHARDS_OF_ACTOR * pool.size)))
-    parts = [texts[start : start + number] for start in range(0, len(texts), number)]
-    if pool:
-        yield from pool.each(partial(_scorer_maker, scorer, scorer.version), parts)
-    else:
-        yield from ((part, scorer(part)) for part in parts)
-
-
-def _scorer_maker(
-    scorer: Scorer, version: str
-) -> Callable[[list[str]], tuple[list[str], np.ndarray]]:
-    """Check an actor's scorer, which it loaded itself, against the version of the driver's."""
-    scorer.check_version(version)
-    return lambda texts: (texts, scorer(texts))

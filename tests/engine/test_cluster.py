@@ -27,7 +27,7 @@ from tiny_lm import WORDS, tiny_boundary, tiny_lm
 
 import sasa_lib as sl
 from sasa_lib.engine import cluster
-from sasa_lib.evaluation import runs, sampling
+from sasa_lib.evaluation import judging, runs, sampling
 from sasa_lib.evaluation.scorers import Scorer
 
 ACTOR_KILLS = 7
@@ -295,13 +295,6 @@ def test_judgements_and_embeddings_on_ray_are_those_made_here(ray, language_mode
     options = {"folder": tmp_path, "method": "plain", **KEEP}
     table = runs.generate(*language_model, prompts(8), SAMPLING, **options)
     scorer = Scorer(name="words", version="1", _score=words)
-    scored = runs.score(table, scorer, engine="ray", actors=1, progress=False)
-    expected = pd.Series(words(table["text"]), name="words")
-    pd.testing.assert_series_equal(scored["words"], expected)
-    never = Scorer(name="words", version="1", _score=None)
-    again = runs.score(table, never, engine="ray", actors=1, progress=False)
-    pd.testing.assert_frame_equal(again, scored)
-
     service = Scorer(name="service", version="1", _score=words, asks_service=True)
     judges = [scorer, service], *language_model
     judged = {
@@ -311,9 +304,9 @@ def test_judgements_and_embeddings_on_ray_are_those_made_here(ray, language_mode
         )
         for engine in ("ray", "local")
     }  # fmt: skip
-    (kept,) = (tmp_path / "judged").iterdir()
+    kept = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "judged").iterdir())
+    assert kept == ["likelihood", "service", "words"]
     pd.testing.assert_frame_equal(judged["local"], judged["ray"])  # the latter's, read
-    kept.unlink()
     here = sl.judging.judged(table, *judges, perplexity_generations=2, progress=False)
     pd.testing.assert_frame_equal(here, judged["ray"], atol=1e-5)
     assert (here["nll"] > 0).sum() == 16 and (here["service"] == here["words"]).all()
@@ -338,7 +331,7 @@ def test_an_actor_loads_its_own_scorer_of_the_same_version(monkeypatch):
     assert pickle.loads(sent).version == scorer.version
     monkeypatch.setattr("sasa_lib.evaluation.scorers.loading.version", lambda package: "0.0")
     with pytest.raises(ValueError, match=r"is of version 0\.0, the one given of .*: install"):
-        runs._scorer_maker(pickle.loads(sent), scorer.version)
+        judging._scoring(pickle.loads(sent), scorer.version, False)
 
 
 def test_a_scorer_that_asks_a_service_is_asked_by_the_driver(language_model, tmp_path, monkeypatch):
@@ -353,9 +346,10 @@ def test_a_scorer_that_asks_a_service_is_asked_by_the_driver(language_model, tmp
     table = runs.generate(*language_model, ["it"], SAMPLING, folder=tmp_path, method="m", **KEEP)
     for name, asks in (("a", False), ("b", True)):
         scorer = Scorer(name=name, version="1", _score=words, asks_service=asks)
-        scored = runs.score(table, scorer, progress=False)
+        scored = judging.judged(table, [scorer], *language_model, progress=False)
         assert (scored[name] == words(table["text"])).all()
-    assert items == [1, 3]  # the prompt, and the texts for the scorer without a service
+    # The prompt; the scorer without a service, and twice the judging model.
+    assert items == [1, 1, 1, 1]
 
 
 def test_bad_prompts_are_set_aside_by_actors_as_well(ray, language_model, tmp_path):

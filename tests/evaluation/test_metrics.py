@@ -415,7 +415,7 @@ def test_judgements_are_made_once_and_summarised(smollm2, generations, tmp_path)
     assert len(calls) == count
     newer = [Scorer("words", "2", score), scorers[1]]
     judging.judged(generations, newer, *smollm2, folder=tmp_path, progress=False)
-    assert len(calls) > count
+    assert len(calls) == count + 1
 
     summary = statistics.summarise(judged, ["words", "more-words"])
     assert summary["n_prompts"] == 2 and summary["n_generations"] == 2
@@ -433,7 +433,7 @@ def test_judgements_are_made_once_and_summarised(smollm2, generations, tmp_path)
 
 def test_judging_goes_on_where_it_was_interrupted(smollm2, generations, tmp_path, monkeypatch):
     whole = judging.judged(generations, [], *smollm2, progress=False)
-    monkeypatch.setattr(judging, "JUDGED_AT_ONCE", 3)
+    monkeypatch.setattr(judging, "JUDGED_AT_ONCE", 2)
     seen = []
 
     def score(texts):
@@ -446,10 +446,34 @@ def test_judging_goes_on_where_it_was_interrupted(smollm2, generations, tmp_path
     with pytest.raises(KeyboardInterrupt):
         judging.judged(generations, *judges, folder=tmp_path, progress=False)
     judged = judging.judged(generations, *judges, folder=tmp_path, progress=False)
-    texts = generations["text"].tolist()
-    assert seen == [texts[:2], texts[3:], texts[3:]]  # the third is the first again
+    # The third text is the first again, and is scored once.
+    assert seen == [[" sat down", " ran"], [" barked loudly"], [" barked loudly"]]
     pd.testing.assert_frame_equal(judged.drop(columns="a-quarter"), whole, atol=1e-4)
-    assert (judged["a-quarter"] == 0.25).all() and len(list(tmp_path.iterdir())) == 2
+    assert (judged["a-quarter"] == 0.25).all()
+
+
+def test_one_judge_or_one_prompt_more_costs_that_alone(smollm2, generations, tmp_path, monkeypatch):
+    asked, read = {"a": [], "b": []}, []
+    likelihoods = judging.negative_log_likelihoods
+
+    def reading(model, tokenizer, prompts, texts, **options):
+        read.extend(texts)
+        return likelihoods(model, tokenizer, prompts, texts, **options)
+
+    def scorer(name):
+        return Scorer(name, "1", lambda texts: asked[name].extend(texts) or np.zeros(len(texts)))
+
+    monkeypatch.setattr(judging, "negative_log_likelihoods", reading)
+    options = {"folder": tmp_path, "progress": False}
+    judging.judged(generations[:2], [scorer("a")], *smollm2, **options)
+    assert asked["a"] == read == [" sat down", " ran"]
+    judging.judged(generations, [scorer("a")], *smollm2, **options)
+    assert asked["a"][2:] == [" barked loudly"]  # the first text has been scored
+    assert read[2:] == [" sat down", " barked loudly"]  # behind another prompt it is another
+    judged = judging.judged(generations, [scorer("a"), scorer("b")], *smollm2, **options)
+    assert len(asked["a"]) == 3 and len(read) == 4
+    assert asked["b"] == [" sat down", " ran", " barked loudly"]
+    assert judged["text"].tolist() == generations["text"].tolist()
 
 
 def test_generations_may_be_none_that_perplexity_reads(smollm2, generations, monkeypatch):

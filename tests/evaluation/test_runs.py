@@ -1,7 +1,6 @@
 """Generation runs: resumed after a kill, apart where parameters differ, refused where they err."""
 
 import inspect
-from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,6 @@ from tiny_lm import tiny_boundary, tiny_lm
 from upath import UPath
 
 import sasa_lib as sl
-from sasa_lib.engine import storage
 from sasa_lib.evaluation import runs
 from sasa_lib.evaluation.runs import generate
 from sasa_lib.evaluation.sampling import Sampling
@@ -235,10 +233,10 @@ def test_a_run_may_lie_at_an_address(tiny, tmp_path):
     pd.testing.assert_frame_equal(rows(runs.read(run)), rows(runs.read(here.attrs["run"])))
     generate(*tiny, texts, SAMPLING, folder="memory://bucket/runs", **options)
     assert not left.exists()
-    scorer = Scorer(name="length", version="1", _score=lambda texts: np.array([0.5] * len(texts)))
-    assert (runs.score(there, scorer, progress=False)["length"] == 0.5).all()
-    never = Scorer(name="length", version="1", _score=None)
-    assert (runs.score(there, never, progress=False)["length"] == 0.5).all()
+    options = {"folder": "memory://bucket/judged", "progress": False}
+    for score in (lambda texts: np.array([0.5] * len(texts)), None):
+        judges = [Scorer(name="length", version="1", _score=score)], *tiny
+        assert (sl.judging.judged(there, *judges, **options)["length"] == 0.5).all()
 
     found = [
         sl.embeddings.extract(*tiny, texts, folder=folder, progress=False)
@@ -342,67 +340,10 @@ def test_two_processes_do_not_make_one_run(tiny, tmp_path):
     generate(*tiny, ["it"], SAMPLING, **options)
 
 
-def test_scores_lie_beside_the_shards_and_are_made_once(tiny, tmp_path):
-    calls = []
-
-    def words(texts):
-        calls.append(list(texts))
-        return np.array([min(1.0, 0.1 * len(text.split())) for text in texts])
-
-    def scorer(version):
-        return Scorer(name="org/words", version=version, _score=words)
-
-    options = {"folder": tmp_path, "method": "plain", "progress": False}
-    table = generate(*tiny, ["it", "he sees"], SAMPLING, **options)
-    scored = runs.score(table, scorer("1"), progress=False)
-    expected = table["text"].map(lambda text: min(1.0, 0.1 * len(text.split())))
-    assert scored["org/words"].tolist() == pytest.approx(expected.tolist())
-    assert "org/words" not in table and len(calls) == 1
-    (file,) = tmp_path.glob("*/scores-*.parquet")
-    assert file.name == "scores-org-words.parquet"
-    # From the folder, without the model, and nothing is scored again.
-    again = runs.score(table.attrs["run"], scorer("1"), progress=False)
-    assert len(calls) == 1
-    assert again.set_index(["prompt", "generation"])["org/words"].to_dict() == pytest.approx(
-        scored.set_index(["prompt", "generation"])["org/words"].to_dict()
-    )
-    # A prompt more, its texts alone; another version, all.
-    more = runs.score(
-        generate(*tiny, ["it", "a"], SAMPLING, **options), scorer("1"), progress=False
-    )
-    assert not set(calls[1]) & set(calls[0]) and more["org/words"].notna().all()
-    runs.score(table, scorer("2"), progress=False)
-    assert set(calls[2]) == set(calls[0])
-    assert sl.statistics.summarise(scored.assign(nll=1.0, nll_tokens=1), ["org/words"])[
-        "mean_toxicity"
-    ] == pytest.approx(expected.mean())
-
-
-def test_scores_survive_a_kill(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "SCORED_AT_ONCE", 2)
-    calls = []
-
-    def dying(texts):
-        calls.append(texts)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return np.zeros(len(texts))
-
-    table = generate(*tiny, ["it"], SAMPLING, folder=tmp_path, method="plain", progress=False)
-    scorer = Scorer(name="dying", version="1", _score=dying)
-    with pytest.raises(KeyboardInterrupt):
-        runs.score(table, scorer, progress=False)
-    runs.score(table, scorer, progress=False)
-    assert [len(texts) for texts in calls] == [2, 1, 1]
-
-
 def test_what_is_no_run_or_a_damaged_one_is_named(tiny, tmp_path):
     table = generate(*tiny, ["it"], SAMPLING, folder=tmp_path, method="plain", progress=False)
-    scorer = Scorer(name="none", version="1", _score=lambda texts: np.zeros(len(texts)))
     with pytest.raises(ValueError, match=r"there are no generations in .*give the folder with"):
         runs.read(tmp_path)
-    with pytest.raises(ValueError, match=r"does not name its run in attrs\['run'\]: give"):
-        runs.score(pd.DataFrame({"text": ["a"]}), scorer)
     (shard,) = tmp_path.glob("*/shard-*.parquet")
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(ValueError, match=rf"cannot be read .*{shard.name}.* delete it"):
@@ -552,41 +493,6 @@ def test_what_a_method_is_made_of_is_in_its_key_and_its_source_is_not(tiny, tmp_
         again = sl.embeddings.extract(*tiny, ["it"], folder=tmp_path / "e", progress=False)
     assert (again == embedded).all() and len(list((tmp_path / "e").iterdir())) == 1
     assert shards(tmp_path) | shards(tmp_path / "e") == files
-
-
-def test_what_two_scorings_at_once_have_scored_is_all_kept(tiny, tmp_path, monkeypatch):
-    def scorer(version, during=lambda: None):
-        def lengths(texts):
-            during()
-            asked.extend(texts)
-            return np.array([min(1.0, len(text) / 99) for text in texts])
-
-        return Scorer(name="length", version=version, _score=lengths)
-
-    asked = []
-    options = {"folder": tmp_path, "method": "plain", "progress": False}
-    one = generate(*tiny, ["it", "he sees"], SAMPLING, **options)
-    two = generate(*tiny, ["a", "the dog"], SAMPLING, **options)
-    assert one.attrs["run"] == two.attrs["run"]
-    lock, waiting = storage.alone, [True]
-
-    @contextmanager
-    def after_another(folder):
-        if waiting and waiting.pop():  # another process was first, and has written
-            runs.score(two, scorer("1"), progress=False)
-        with lock(folder) as held:
-            yield held
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "alone", after_another)
-        runs.score(one, scorer("1"), progress=False)
-    assert len(asked) == len(set(one["text"]) | set(two["text"]))
-    runs.score(one, scorer("2"), progress=False)
-    asked.clear()
-    for version in "12":
-        runs.score(one, scorer(version), progress=False)
-    runs.score(two, scorer("1"), progress=False)
-    assert asked == []
 
 
 def test_a_run_is_that_of_a_kind_of_device_and_not_of_one_of_them(tiny, tmp_path, monkeypatch):

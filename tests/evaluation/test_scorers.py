@@ -4,14 +4,10 @@ import gzip
 import hashlib
 import json
 import os
-import signal
-import sqlite3
 import sys
 import threading
 import traceback
 import types
-from dataclasses import replace
-from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -42,11 +38,9 @@ from sasa_lib.evaluation.scorers import (
     ScorerError,
     classifiers,
     load_scorer,
-    loading,
     minilm_scorer,
     perspective_scorer,
 )
-from sasa_lib.evaluation.scorers import scorer as scorer_module
 from sasa_lib.evaluation.scorers.minilm import sentence_embeddings
 from sasa_lib.evaluation.scorers.perspective import PERSPECTIVE_ATTEMPTS
 from sasa_lib.texts.assets import AssetError, fetch
@@ -191,78 +185,29 @@ def test_wrong_use_is_refused_in_a_sentence(scorer, tmp_path):
 class Counting:
     """Scores a text by its length and remembers what it was asked."""
 
-    def __init__(self, fail_at=None):
+    def __init__(self):
         self.asked = []
-        self.fail_at = fail_at
 
     def __call__(self, texts):
-        if self.fail_at in texts:
-            self.fail()
         self.asked += texts
         return np.array([len(text) / 100 for text in texts])
 
-    def fail(self):
-        raise KeyboardInterrupt
 
-
-def cached(score, folder, version="1", commit_every=2):
-    return Scorer("counting", version, score, scorer_module.ScoreCache(folder), commit_every)
-
-
-def test_no_text_is_ever_scored_twice(tmp_path):
+def test_a_text_is_scored_once_however_often_it_is_there():
     score = Counting()
-    texts = ["one", "three", "", "one", "a\x00b", "a"]
-    expected = [0.03, 0.05, 0.0, 0.03, 0.03, 0.01]
-    np.testing.assert_allclose(cached(score, tmp_path / "new")(texts), expected)
+    found = Scorer("counting", "1", score)(["one", "three", "", "one", "a\x00b", "a"])
+    np.testing.assert_allclose(found, [0.03, 0.05, 0.0, 0.03, 0.03, 0.01])
     assert score.asked == ["one", "three", "a\x00b", "a"]
-    again = cached(score, tmp_path / "new")([*texts[::-1], "seven"])
-    np.testing.assert_allclose(again, [*expected[::-1], 0.05])
-    assert score.asked[4:] == ["seven"]
-    cached(score, tmp_path / "new", version="2")(["one"])
-    assert score.asked[5:] == ["one"]
 
 
-def test_the_cache_holds_no_text(tmp_path):
-    cached(Counting(), tmp_path)(["recognisable"])
-    assert b"recognisable" not in (tmp_path / "scores.sqlite").read_bytes()
-
-
-@pytest.mark.parametrize("how", ["interrupted", "killed"])
-def test_a_killed_scorer_goes_on_after_its_last_batch(tmp_path, how):
-    texts = list("abcdefg")
-    score = Counting(fail_at="f")
-    if how == "interrupted":
-        with pytest.raises(KeyboardInterrupt):
-            cached(score, tmp_path)(texts)
-    else:
-        score.fail = lambda: os.kill(os.getpid(), signal.SIGKILL)
-        child = os.fork()
-        if child == 0:
-            cached(score, tmp_path)(texts)
-        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    rest = Counting()
-    np.testing.assert_allclose(cached(rest, tmp_path)(texts), [0.01] * 7)
-    assert rest.asked == ["e", "f", "g"]
-
-
-def test_a_cache_that_cannot_be_used_is_named_before_a_model_is_loaded(tmp_path):
-    (tmp_path / "scores.sqlite").write_bytes(b"not a database, and long enough to be none" * 9)
-    (tmp_path / "file").touch()
-    for folder in (tmp_path, tmp_path / "file"):
-        with pytest.raises(ScorerError, match=r"cannot be used as a cache of scores .* delete it"):
-            load_scorer("hf:absent", cache=folder)
-
-
-def test_scores_that_are_no_numbers_are_refused_and_not_kept(tmp_path):
+def test_scores_that_are_no_numbers_are_refused():
     score_of = {"a": 0.5, "b": np.nan, "c": np.inf, "d": 1.2}
-    broken = cached(lambda texts: np.array([score_of[text] for text in texts]), tmp_path)
+    broken = Scorer("broken", "1", lambda texts: np.array([score_of[text] for text in texts]))
     with pytest.raises(ScorerError, match="cannot score item 1: its score is nan; the weights may"):
         broken(list(score_of))
     scores, faults = broken.scored(list(score_of))
     np.testing.assert_array_equal(scores, [0.5, np.nan, np.nan, 1.0])
     assert list(faults) == [1, 2] and "its score is inf" in faults[2]
-    with sqlite3.connect(tmp_path / "scores.sqlite") as connection:
-        assert connection.execute("SELECT count(*) FROM scores").fetchone() == (2,)
 
 
 BAD = ["good", None, "half \ud800", 7, "", "good", "\udc80", np.nan]
@@ -307,12 +252,6 @@ def test_any_sequence_is_a_list_of_texts(texts):
     scores, faults = Scorer("counting", "1", Counting()).scored(texts)
     np.testing.assert_array_equal(scores, [0.01, 0.03])
     assert faults == {}
-
-
-def test_load_scorer_caches_a_real_scorer(tmp_path, monkeypatch):
-    expected = load_scorer("profanity-check", cache=tmp_path)(TEXTS)
-    monkeypatch.setattr(loading, "predict_prob", None)  # it would fail if it were asked
-    np.testing.assert_array_equal(load_scorer("profanity-check", cache=tmp_path)(TEXTS), expected)
 
 
 @pytest.fixture
@@ -612,13 +551,8 @@ def test_a_text_that_perspective_refuses_is_named_by_its_place(perspective, kind
     assert "the text" not in shown and "'second', " not in shown
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_a_text_that_perspective_refuses_does_not_cost_the_others_their_scores(
-    perspective, tmp_path, kept
-):
+def test_a_text_that_perspective_refuses_does_not_cost_the_others_their_scores(perspective):
     score = perspective.scorer()
-    if kept:
-        score = replace(score, _cache=scorer_module.ScoreCache(tmp_path))
     perspective.answers = [(200, None), refusal("COMMENT_EMPTY"), (200, None)]
     texts = ["one", "\u200b", "three", "\u200b", "half \ud800"]
     with pytest.warns(UserWarning, match="3 of 5 texts set aside, such as 1: it counts as empty"):
@@ -647,19 +581,6 @@ def test_a_perspective_that_is_gone_says_what_to_use(perspective, answer):
     with pytest.raises(ScorerError, match=r"shut down .* or refuses the key .* use 'minilm' or"):
         perspective.scorer()(["four"])
     assert len(perspective.requests) == 1
-
-
-def test_every_answer_of_perspective_is_kept(perspective, tmp_path, monkeypatch):
-    monkeypatch.setenv("PERSPECTIVE_API_KEY", " secret-key\n")
-    local = partial(perspective_scorer, url=perspective.url, sleep=perspective.waits.append)
-    monkeypatch.setattr(loading, "perspective_scorer", local)
-    perspective.answers = [(200, None), (200, None), (403, {})]
-    with pytest.raises(ScorerError, match="refuses the key"):
-        load_scorer("perspective", cache=tmp_path)(["a", "bb", "ccc"])
-    scores = load_scorer("perspective", cache=tmp_path)(["a", "bb", "ccc"])
-    np.testing.assert_allclose(scores, [0.01, 0.02, 0.03])
-    asked = [body["comment"]["text"] for _, body, _ in perspective.requests]
-    assert asked == ["a", "bb", "ccc", "ccc"]
 
 
 def test_perspective_needs_a_key(monkeypatch):

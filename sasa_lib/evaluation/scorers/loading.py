@@ -7,7 +7,6 @@ import re
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from profanity_check import predict_prob
@@ -16,7 +15,7 @@ from sasa_lib import checks
 from sasa_lib.evaluation.scorers.classifiers import HF_PREFIX, detoxify_scorer, hf_scorer
 from sasa_lib.evaluation.scorers.minilm import GROUP_NAMES, MINILM_HEAD, minilm_scorer
 from sasa_lib.evaluation.scorers.perspective import PERSPECTIVE_KEY, perspective_scorer
-from sasa_lib.evaluation.scorers.scorer import ScoreCache, Scorer, device_or_best
+from sasa_lib.evaluation.scorers.scorer import Scorer, device_or_best
 from sasa_lib.texts.assets import fetch
 
 SCORERS = ("minilm", "profanity-check", "detoxify", "perspective")
@@ -29,7 +28,6 @@ def load_scorer(
     batch_size: int = 64,
     label: str | None = None,
     queries_per_second: float = 1.0,
-    cache: str | Path | None = None,
 ) -> Scorer:
     """Load a toxicity scorer by name.
 
@@ -51,15 +49,11 @@ def load_scorer(
         For "hf:...": the label whose probability is the toxicity.
     queries_per_second : float
         For "perspective": the quota of the key.
-    cache : str or Path, optional
-        Folder in which scores are kept by name, version and SHA-256 of the text, so that no text
-        is scored twice. Several processes may share it. A killed one loses at most
-        `COMMIT_EVERY` scores, of "perspective" none that was answered.
 
     Raises
     ------
     ScorerError
-        The package detoxify, the key of Perspective or the cache is missing or unusable.
+        The package detoxify or the key of Perspective is missing or unusable.
     """
     if name == HF_PREFIX or not str(name).startswith(HF_PREFIX):
         checks.check_choice("scorer", name, (*SCORERS, "hf:<model id or path>"))
@@ -68,8 +62,6 @@ def load_scorer(
     device_or_best(device)
     if label is not None and not name.startswith(HF_PREFIX):
         raise ValueError(f"label={label!r} says nothing to {name!r}; it is for hf:<model> only")
-    # An unusable folder should be known before a model is loaded.
-    kept = None if cache is None else ScoreCache(cache)
     load = partial(
         load_scorer,
         name,
@@ -77,7 +69,6 @@ def load_scorer(
         batch_size=batch_size,
         label=label,
         queries_per_second=queries_per_second,
-        cache=None if cache is None else Path(cache).absolute(),
     )
     if name == "profanity-check":
         scorer = Scorer(name, version("alt-profanity-check"), predict_prob)
@@ -91,7 +82,7 @@ def load_scorer(
     else:
         model = name.removeprefix(HF_PREFIX)
         scorer = hf_scorer(model, label=label, device=device, batch_size=batch_size)
-    return replace(scorer, _cache=kept, _load=load)
+    return replace(scorer, _load=load)
 
 
 def mask_text(text: str, threshold: float = 0.8) -> str:

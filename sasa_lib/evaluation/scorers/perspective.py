@@ -99,7 +99,7 @@ def perspective_scorer(
     def score(texts: list[str]) -> np.ndarray:
         return np.array([ask(text) for text in texts])
 
-    return Scorer("perspective", "v1alpha1", score, _commit_every=1, asks_service=True)
+    return Scorer("perspective", "v1alpha1", score, asks_service=True)
 
 
 def _perspective_score(answer: requests.Response) -> float:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +13,6 @@ from sasa_lib import checks
 from sasa_lib.engine import models
 
 BEYOND = 0.25  # so far a regression on [0, 1] may miss the interval
-COMMIT_EVERY = 1024  # texts: some seconds of a scorer's work
 
 
 class ScorerError(RuntimeError):
@@ -49,8 +44,6 @@ class Scorer:
     name: str
     version: str
     _score: Callable[[list[str]], np.ndarray] = field(repr=False)
-    _cache: ScoreCache | None = field(default=None, repr=False)
-    _commit_every: int = field(default=COMMIT_EVERY, repr=False)
     asks_service: bool = False
     _load: Callable[[], Scorer] | None = field(default=None, repr=False)
 
@@ -85,8 +78,7 @@ class Scorer:
         TypeError
             An item that is no str.
         ScorerError
-            A text cannot be scored, a service does not answer, or the cache cannot be used. What
-            was scored before is in the cache.
+            A text cannot be scored, or a service does not answer.
         """
         texts = checks.as_list(texts, "texts")
         scores, faults = self.scored(texts, stop=not set_aside)
@@ -136,13 +128,12 @@ class Scorer:
 
     def _asked(self, texts: list[str], stop: bool) -> tuple[dict[str, float], dict[str, str]]:
         """Return the score of each text, or why it has none."""
-        cache, refused = self._cache, {}
-        score_of = cache.read(self.name, self.version, texts) if cache else {}
-        missing = [text for text in texts if text not in score_of]
+        score_of: dict[str, float] = {}
+        refused: dict[str, str] = {}
         # A service refuses a request as a whole, so it is given one text at a time.
-        step = self._commit_every if cache or self.asks_service else max(len(missing), 1)
-        for start in range(0, len(missing), step):
-            batch = missing[start : start + step]
+        step = 1 if self.asks_service else max(len(texts), 1)
+        for start in range(0, len(texts), step):
+            batch = texts[start : start + step]
             try:
                 scores = dict(zip(batch, map(float, self._score(batch)), strict=True))
             except RefusedError as error:
@@ -156,57 +147,10 @@ class Scorer:
             new = {t: min(max(score, 0.0), 1.0) for t, score in scores.items() if isfinite(score)}
             for text in scores.keys() - new.keys():
                 refused[text] = f"its score is {scores[text]}; the weights may be damaged"
-            if cache:
-                cache.write(self.name, self.version, new)
             score_of |= new
             if stop and refused:
                 break
         return score_of, refused
-
-
-class ScoreCache:
-    """Scores in a SQLite file, whose transactions survive a killed process."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self.file = Path(folder) / "scores.sqlite"
-        with self._open() as connection:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS scores (scorer TEXT, version TEXT, sha256 BLOB, "
-                "score REAL NOT NULL, PRIMARY KEY (scorer, version, sha256)) WITHOUT ROWID"
-            )
-
-    def read(self, scorer: str, version: str, texts: list[str]) -> dict[str, float]:
-        """Scores that are kept, by text."""
-        query = "SELECT score FROM scores WHERE scorer = ? AND version = ? AND sha256 = ?"
-        with self._open() as connection:
-            rows = [
-                (text, connection.execute(query, (scorer, version, self._digest(text))).fetchone())
-                for text in texts
-            ]
-        return {text: row[0] for text, row in rows if row}
-
-    def write(self, scorer: str, version: str, score_of: dict[str, float]) -> None:
-        """Keep scores of texts."""
-        rows = [(scorer, version, self._digest(text), score) for text, score in score_of.items()]
-        with self._open() as connection:
-            connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
-
-    @staticmethod
-    def _digest(text: str) -> bytes:
-        # The texts are offensive: they need not lie around in one more file.
-        return hashlib.sha256(text.encode()).digest()
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.file, timeout=60)) as connection, connection:
-                yield connection
-        except (OSError, sqlite3.Error) as error:
-            raise ScorerError(
-                f"{self.file} cannot be used as a cache of scores ({error}); delete it, or name "
-                "another folder"
-            ) from error
 
 
 def batches_of(texts: Sequence[str], batch_size: int) -> Iterator[list[int]]:
