@@ -17,11 +17,6 @@ def as_list(values: Iterable[Any], what: str) -> list[Any]:
 
     A filtered pandas Series keeps its old labels, an array its numpy scalars, a generator can be
     read once: after this, item i is the i-th.
-
-    Raises
-    ------
-    ValueError
-        A single text, a mapping, a set, a table, or nothing that can be read item by item.
     """
     single = isinstance(values, str | bytes | Mapping | Set) or hasattr(values, "columns")
     if single or not isinstance(values, Iterable):

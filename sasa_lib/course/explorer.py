@@ -59,11 +59,6 @@ class Explorer(ipywidgets.VBox):
     prompt, boundary, form, beta, top_k, top_p, seed, masked, button
         The controls.
 
-    Raises
-    ------
-    ValueError
-        There is no boundary.
-
     Examples
     --------
     >>> Explorer(model, tokenizer, {"toxicity": boundary})  # doctest: +SKIP

@@ -50,11 +50,6 @@ class TextMap:
         What the values measure.
     masked : bool
         Mask offensive words as `sasa_lib.mask_text` does. What is masked is nowhere in the HTML.
-
-    Raises
-    ------
-    ValueError
-        No layers, layers of which there is no margin, or arrays of different lengths.
     """
 
     def __init__(

@@ -242,11 +242,6 @@ def explore(
     Returns
     -------
     Exploration
-
-    Raises
-    ------
-    ValueError
-        For every argument that does not fit, in one sentence, before anything is generated.
     """
     if fault := text_fault(prompt.strip() if isinstance(prompt, str) else prompt):
         raise ValueError(f"the prompt {fault}: give the beginning of a text")

@@ -48,13 +48,6 @@ class BestOf(Decoder):
         For plain sampling: as in `SASA`. The response i of a prompt is kept from its draws
         i n to i n + n - 1.
 
-    Raises
-    ------
-    ValueError
-        No boundary, a weight that is not a number, an n under 1, or a seed beside `then`; and
-        when called, greedy decoding, `output_hidden_states`, or a model that is not the
-        boundary's.
-
     Notes
     -----
     A response without any token is kept only if all n are empty.

@@ -108,11 +108,6 @@ def candidates_of(
     tokens : torch.Tensor of int64, shape [batch, n]
     survivors : int
         How many there are at most in a row, before `most`.
-
-    Raises
-    ------
-    ValueError
-        A row's scores hold NaN or infinity, or no token is left.
     """
     # Top-k and the filters behind it, on few tokens, always alike: of equally likely ones top-p
     # leaves those that sorting puts there.

@@ -180,11 +180,6 @@ def phrases_for(
     inputs : mapping, optional
         What `generate` passes beside token ids and their mask, such as images. Only repeated
         phrases take them.
-
-    Raises
-    ------
-    ValueError
-        Not even reading every phrase anew gives what the model gives.
     """
     ways: dict[str, partial] = {
         "side by side": partial(Phrases, model, layers),

@@ -65,8 +65,6 @@ class Pool:
 
         Raises
         ------
-        ValueError
-            `make` cannot be pickled.
         Exception
             Whatever `make` or its function raised, with the actor's traceback as a note.
         """
@@ -151,13 +149,7 @@ class ModelCopy:
         )
 
     def load(self) -> PreTrainedModel:
-        """Load it, once in a process however often it is asked for.
-
-        Raises
-        ------
-        ValueError
-            There is no model of this name where the actor is, or its weights are others.
-        """
+        """Load it, once in a process however often it is asked for."""
         if self.fingerprint not in _LOADED:
             model, _ = load_lm(self.source, device=self.device, dtype=self.dtype)
             if model_digest(model) != self.fingerprint:
@@ -194,9 +186,6 @@ def pool(engine: str | None = None, actors: int | None = None) -> Pool | None:
 
     Raises
     ------
-    ValueError
-        Unknown engine, a number of actors under 1, or one for the local engine; more GPUs to an
-        actor than a machine has; or no Ray at RAY_ADDRESS.
     ImportError
         Ray is not installed.
     """

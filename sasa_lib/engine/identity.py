@@ -281,11 +281,6 @@ def model_digest(model: nn.Module, seen: Seen | None = None) -> str:
     adapters those that are active, the class and the plain attributes of every module, hooks of
     the caller's and replaced forward methods. Not in it are the name, the device, and adapters
     that are disabled: those change nothing. `seen` is as in `described`.
-
-    Raises
-    ------
-    ValueError
-        A weight that is not in memory.
     """
     model = language_model(model)
     seen = {} if seen is None else seen

@@ -47,10 +47,6 @@ def load_lm(
 
     Raises
     ------
-    ValueError
-        The name is neither embedded, nor a folder, nor a model the hub returns; the dtype is not
-        a floating-point dtype of torch; or this machine has no such device, or its GPUs together
-        are too small.
     AssetError
         An embedded model could not be fetched.
     """
@@ -86,14 +82,7 @@ def load_lm(
 
 
 def language_model(model: torch.nn.Module) -> PreTrainedModel:
-    """Return the transformers model inside whatever wraps it, with the adapters that act in it.
-
-    Raises
-    ------
-    ValueError
-        Adapters that are no part of its layers, such as learnt prompts: without their wrapper they
-        would be left out.
-    """
+    """Return the transformers model inside whatever wraps it, with the adapters that act in it."""
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not hasattr(model, "peft_config") or not hasattr(model, "get_base_model"):
         return model
@@ -185,13 +174,7 @@ def reading(
 
 
 def blocks(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """Return the stack of blocks; hidden state l is what block l gets, from 0.
-
-    Raises
-    ------
-    ValueError
-        The model is built otherwise.
-    """
+    """Return the stack of blocks; hidden state l is what block l gets, from 0."""
     depth = text_config(model).num_hidden_layers
     for name, module in body(model).named_modules():
         # The part of a model that looks at images may be as deep.

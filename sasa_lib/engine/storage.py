@@ -30,11 +30,6 @@ def place(folder: str | Path | UPath) -> Path | UPath:
     ----------
     folder : str, Path or UPath
         A folder, or an address such as "s3://bucket/runs"; a `upath.UPath` if it needs options.
-
-    Raises
-    ------
-    ValueError
-        An address that fsspec does not know, or whose package is not installed.
     """
     if isinstance(folder, Path) or "://" not in str(folder):
         return Path(folder).absolute()
@@ -150,11 +145,6 @@ def read_tables(
     schema : pyarrow.Schema
     **options
         For `pyarrow.dataset.Dataset.to_table`, such as filter and columns.
-
-    Raises
-    ------
-    ValueError
-        A file is damaged.
     """
     remote = bool(files) and not isinstance(files[0], Path)
     dataset = ds.dataset(

@@ -73,12 +73,6 @@ def agreement(
     -------
     Agreement
         A correlation of scores that are all equal is NaN.
-
-    Raises
-    ------
-    ValueError
-        Values that are not of the same length or outside [0, 1], or references that all lie on
-        one side of the threshold.
     """
     scores, reference = _paired(scores, reference)
     threshold = check_number("threshold", threshold, least=0, most=1)
@@ -150,12 +144,6 @@ class PerspectiveScale:
         Returns
         -------
         PerspectiveScale
-
-        Raises
-        ------
-        ValueError
-            Values that are not of the same length or outside [0, 1], or fewer of them than
-            neighbours.
         """
         scores, reference = _paired(scores, reference)
         if not 2 <= check_count("neighbours", neighbours) <= len(scores):
@@ -222,11 +210,6 @@ class PerspectiveScale:
         pandas.DataFrame
             Rows `expected_max_toxicity` and `toxic_rate` (Gehman et al. 2020), columns `value`,
             `low` and `high`, which are NaN where there are fewer than two prompts.
-
-        Raises
-        ------
-        ValueError
-            Scores of another shape or outside [0, 1].
         """
         scores = check_scores("scores", scores)
         if scores.ndim != 2 or scores.size == 0:

@@ -75,13 +75,6 @@ def calibrate(
         `perplexity`, `ratio`, `ratio_low` and `ratio_high` (the ends of its 95% bootstrap interval
         over prompts, NaN for one prompt), and `chosen`.
 
-    Raises
-    ------
-    ValueError
-        A SASA without a seed, a target that is not a finite number above 1, a tolerance or number
-        of steps out of range, a judge without its tokenizer, no prompts, nothing but empty texts,
-        or no budget tried that is within the target.
-
     Warns
     -----
     UserWarning
@@ -171,11 +164,6 @@ def relative_perplexity(generations: pd.DataFrame, plain: pd.DataFrame) -> dict[
     dict
         `perplexity` of the generations, `ratio`, and `ratio_low` and `ratio_high`, the ends of its
         95% bootstrap interval over prompts, which are drawn for both together (NaN for one prompt).
-
-    Raises
-    ------
-    ValueError
-        Other prompts in one than in the other, or nothing but empty texts in the plain ones.
     """
     for table in (generations, plain):
         check_finite("nll", table["nll"])  # which a sum would pass over

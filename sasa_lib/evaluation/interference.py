@@ -47,11 +47,6 @@ def measured(
     pandas.DataFrame
         With a column for each boundary, named as it: the margin in standard deviations of the
         training data, positive on the nontoxic side; NaN for a text without tokens.
-
-    Raises
-    ------
-    ValueError
-        Boundaries that do not belong together, or not to this model.
     """
     check_columns(generations, ("text",))
     normals_of(boundaries)
@@ -111,11 +106,6 @@ def interference(
         value (what it was measured on): ``table["change"]`` is steered by x measured on. Of each
         prompt the mean over its generations is taken, without those that have no margin; then
         the mean over the prompts of the difference. Above 0: further on the nontoxic side.
-
-    Raises
-    ------
-    ValueError
-        There is no reference, a column is missing, or the methods continued different prompts.
     """
     values = list(values)
     if reference not in generations:

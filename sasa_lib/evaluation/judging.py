@@ -76,9 +76,6 @@ def judged(
 
     Raises
     ------
-    ValueError
-        No generations, `perplexity_generations` under 1, a text that cannot be judged, or a
-        scorer or model that Ray's actors cannot have.
     AssetError
         The folder cannot be written.
     ImportError

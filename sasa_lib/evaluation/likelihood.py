@@ -44,11 +44,6 @@ def negative_log_likelihoods(
     nll : numpy.ndarray of float64, shape [n], nats
     tokens : numpy.ndarray of int, shape [n]
         Tokens of each text under this tokenizer; 0 for an empty text.
-
-    Raises
-    ------
-    ValueError
-        A text that with its prompt exceeds the model's context, or logits that are not finite.
     """
     model, batch_size = language_model(model), check_count("batch_size", batch_size)
     texts, prompts = as_list(texts, "texts"), as_list(prompts, "prompts")

@@ -98,11 +98,6 @@ def score_matrix(generations: pd.DataFrame, scorer: str) -> np.ndarray:
     -------
     numpy.ndarray of float64, shape [prompts, generations]
         The prompts in the order of their `prompt_id`.
-
-    Raises
-    ------
-    ValueError
-        There is no such column, or some prompts have more generations than others.
     """
     check_columns(generations, ("prompt_id", scorer))
     rows = prompts_of(generations)

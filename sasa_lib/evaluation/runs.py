@@ -119,10 +119,6 @@ def generate(
 
     Raises
     ------
-    ValueError
-        No prompts, one that leaves no room in the model's context (or none that does, if they are
-        set aside), a parameter out of its range, a folder that cannot be one, or a model or method
-        that Ray's actors cannot have.
     RuntimeError
         Another process is at work on the same run; memory does not take a single prompt; or of
         the first `SHARD_PROMPTS` prompts that are tried, not one can be continued.
@@ -254,11 +250,6 @@ def read(run: str | Path | UPath) -> pd.DataFrame:
     pandas.DataFrame
         As `generate` returns it, but the prompts are in alphabetical order: the same order in
         every run of the same prompts.
-
-    Raises
-    ------
-    ValueError
-        There are no generations in the folder, or a file of them is damaged.
     """
     rows = _rows(place(run)).sort_values(["prompt", "generation"], ignore_index=True)
     if rows.empty:

@@ -45,11 +45,6 @@ class Sampling:
     seed : int
         The randomness of a prompt's generations comes from this seed and the prompt, and so does
         not depend on which other prompts are in the run.
-
-    Raises
-    ------
-    ValueError
-        A value out of its range.
     """
 
     generations: int = 25
@@ -85,11 +80,6 @@ def prompt_tokens(
     tokens : dict from a prompt to its token ids
     faults : dict from the row of a prompt to a sentence
         It is no text, is empty, or leaves no room to generate.
-
-    Raises
-    ------
-    ValueError
-        There is no prompt.
     """
     prompts = as_list(prompts, "prompts")
     if not prompts:

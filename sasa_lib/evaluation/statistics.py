@@ -82,11 +82,6 @@ def paired_difference(
         bootstrap over prompts, both methods drawn together) and `p_value` (two-sided). Interval
         and p-value are NaN where there are fewer than two prompts.
 
-    Raises
-    ------
-    ValueError
-        Not as many prompts in both, or none.
-
     Notes
     -----
     The test is a paired permutation test: were the methods alike, their results on a prompt could
@@ -216,11 +211,6 @@ def gap_change(
         `gap`, `gap_low` and `gap_high`: percentile bootstrap over the prompts of each group, both
         methods drawn together. NaN where a group has fewer than two prompts.
 
-    Raises
-    ------
-    ValueError
-        Not as many prompts everywhere, or fewer than two groups.
-
     Notes
     -----
     Largest minus smallest of rates that are each a little off is too large on average, the more
@@ -281,12 +271,6 @@ def at_matched_perplexity(
     pandas.DataFrame, indexed by method
         `expected_max_toxicity`, and `difference` from the reference, each with `_low` and `_high`,
         the ends of its 95% interval.
-
-    Raises
-    ------
-    ValueError
-        No plain sampling or reference among the methods, other prompts in one than in another, or
-        a ratio below 1.
     """
     for name in filter(None, ("plain", reference)):
         if name not in methods:

@@ -147,11 +147,6 @@ class Boundary(CalibratedMargins, Shared):
         -------
         Boundary
 
-        Raises
-        ------
-        ValueError
-            For every argument that does not fit; before anything is computed.
-
         Notes
         -----
         "auto" chooses by cross-validation on `corpus` alone: up to five folds, the same in every
@@ -255,12 +250,6 @@ class Boundary(CalibratedMargins, Shared):
         Returns
         -------
         Boundary
-
-        Raises
-        ------
-        ValueError
-            Shapes that do not match, values that are not finite, fewer than two examples of a
-            class, or classes whose means coincide.
         """
         _check_choices(pooling, covariance)
         check_choice("cut", cut, CUTS)
@@ -384,11 +373,6 @@ class Boundary(CalibratedMargins, Shared):
         Returns
         -------
         numpy.ndarray of float64, shape [n]
-
-        Raises
-        ------
-        ValueError
-            The model is another one than the boundary's.
         """
         self.check_model(model)
         embeddings = extract(

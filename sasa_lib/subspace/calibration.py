@@ -52,11 +52,6 @@ class CalibratedMargins:
         list of numpy.ndarray of float64, one a text, shape [tokens of the response]
             Without the first position of the sequence. With "candidate", the last number is the
             margin of the text's embedding with pooling "last"; with "response", pooling "mean".
-
-        Raises
-        ------
-        ValueError
-            The model is another one than the boundary's, or an unknown phrase.
         """
         self.check_model(model)
         check_choice("phrase", phrase, PHRASES)
@@ -109,12 +104,6 @@ class CalibratedMargins:
         -------
         Boundary
             What was fitted on is in ``metadata["calibration"]``.
-
-        Raises
-        ------
-        ValueError
-            The model is another one than the boundary's, the corpus does not do, or the margins
-            do not rise with the share of nontoxic texts.
         """
         corpus, toxic = labelled(corpus, attribute, threshold, minimum=2)
         margins = self.phrase_margins(

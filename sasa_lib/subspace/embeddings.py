@@ -83,9 +83,6 @@ def extract(
 
     Raises
     ------
-    ValueError
-        Unknown pooling or layer, no texts, a text without tokens or longer than the model's
-        context, hidden states that are not finite, or Ray without a folder.
     AssetError
         The folder cannot be written, or actors write where this process cannot see it.
     ImportError
@@ -234,11 +231,6 @@ def tokenised(
     Returns
     -------
     list of Text
-
-    Raises
-    ------
-    ValueError
-        No texts, or one without tokens or longer than the model's context.
     """
     found, faults = _readable(model, tokenizer, corpus)
     if faults:

@@ -37,11 +37,6 @@ def hidden_states(
 
     The blocks above the highest of `layers` are not computed. Padding on the right is never
     attended to by a causal model, whatever its positions.
-
-    Raises
-    ------
-    ValueError
-        States that are not finite, or not of the model's hidden size.
     """
     model = language_model(model)
     longest = max(map(len, sequences))

@@ -77,11 +77,6 @@ def grouped_folds(corpus: Dataset, toxic: np.ndarray) -> Folds:
     list of (training, held_out), arrays of row indices
         `FOLDS` of them, fewer where a class has fewer groups; always the same for a corpus. Both
         classes are in every held-out part, and at least two rows of either in every training part.
-
-    Raises
-    ------
-    ValueError
-        No groups, or too few of them for two such folds.
     """
     if "group" not in corpus.column_names:
         raise ValueError(

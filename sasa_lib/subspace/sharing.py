@@ -238,13 +238,7 @@ class Shared:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a boundary that `save` wrote.
-
-        Raises
-        ------
-        ValueError
-            The file is missing, damaged, of a later version, or not a boundary.
-        """
+        """Read a boundary that `save` wrote."""
         try:
             with safe_open(path, framework="numpy") as file:
                 facts = json.loads((file.metadata() or {})["sasa_boundary"])
@@ -320,11 +314,6 @@ class Shared:
         -------
         str
             The address of the commit.
-
-        Raises
-        ------
-        ValueError
-            The hub cannot be reached, or refuses.
         """
         return push(
             self, repo_id, license=license, decoder=decoder, private=private, token=token,
@@ -343,10 +332,5 @@ class Shared:
             "owner/name", or a folder that `save_pretrained` wrote.
         revision, token : str, optional
             Branch, tag or commit, and token, for the hub.
-
-        Raises
-        ------
-        ValueError
-            No such folder or reachable repository, or no boundary in it.
         """
         return cls.load(locate(name, revision=revision, token=token))

@@ -53,12 +53,6 @@ def fit_values(
     Returns
     -------
     dict of Boundary, by attribute, in the order given
-
-    Raises
-    ------
-    ValueError
-        For every argument that does not fit, an unknown attribute, one that is named twice, or
-        one of which a class has too few examples; before anything is computed.
     """
     attributes = as_list(attributes, "attributes")
     if not attributes:
@@ -118,11 +112,6 @@ def cosines(boundaries: Mapping[str, Boundary]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame of float in [-1, 1], indexed by name, a column a name
-
-    Raises
-    ------
-    ValueError
-        No boundaries, or boundaries of different models or layers.
     """
     normals = normals_of(boundaries)
     return pd.DataFrame(normals @ normals.T, list(boundaries), list(boundaries))
@@ -141,12 +130,6 @@ def correlations(boundaries: Mapping[str, Boundary], embeddings: np.ndarray) -> 
     Returns
     -------
     pandas.DataFrame of float in [-1, 1], indexed by name, a column a name
-
-    Raises
-    ------
-    ValueError
-        No boundaries, boundaries of different models or layers, embeddings of another shape, or
-        a margin that is the same for all texts.
 
     Notes
     -----

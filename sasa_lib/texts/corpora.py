@@ -78,12 +78,6 @@ def load_corpus(
     -------
     datasets.Dataset
 
-    Raises
-    ------
-    ValueError
-        Unknown name, unreadable path, missing columns, values that are no numbers in [0, 1], or
-        empty texts; with the first row, counted from 0.
-
     Notes
     -----
     The `toxicity` of "hh-rlhf" is a preference, not a score: of two answers to one dialogue the
@@ -143,12 +137,6 @@ def labelled(
     corpus : datasets.Dataset
         Without the rows whose attribute is null.
     toxic : numpy.ndarray of bool, shape [n]
-
-    Raises
-    ------
-    ValueError
-        Unknown attribute, values that are no numbers in [0, 1], or a class with fewer than
-        `minimum` examples.
     """
     threshold = check_number("threshold", threshold)
     minimum = check_count("minimum", minimum, least=0)

@@ -57,13 +57,6 @@ def read_table(path: str | Path, kind: str | None = None) -> pd.DataFrame:
         Cells as they are in the file: of a CSV file every one is a str, and no word (NA, None,
         null) means that nothing is there. Gaps are None. Columns without a name, and the unnamed
         index that pandas writes, are left out.
-
-    Raises
-    ------
-    ValueError
-        What cannot be read, or only by a guess: other endings, text that is not UTF-8, rows of
-        other lengths than the header, two columns or keys of one name, lines that are no JSON
-        object, no rows.
     """
     path = Path(path)
     if kind is None:

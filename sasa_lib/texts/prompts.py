@@ -98,13 +98,6 @@ def load_prompts(
         (null where the flag is unknown, which is in no subset); for "bold" and "crows-pairs"
         `domain`, `group` and `entity` (twins have it in common), for "attaq" and "do-not-answer"
         `category`. Of a "file" those of these names that it has; its other columns are dropped.
-
-    Raises
-    ------
-    ValueError
-        Unknown name or subset, unreadable path, missing column, empty prompts, values that are
-        no numbers in [0, 1] or flags that are none (with the first row, counted from 0), or no
-        prompt left.
     """
     check_choice("prompt set", name, PROMPTS)
     check_path(name, path)
@@ -191,12 +184,6 @@ def chat(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, **template: Any) 
     datasets.Dataset
         The same rows; `prompt` ends where the assistant's answer begins, and a `response` loses
         the space before it, since a template ends in a separator of its own.
-
-    Raises
-    ------
-    ValueError
-        The tokenizer has no chat template, or one without such an argument, or a dialogue ends
-        with what the assistant says.
     """
     if not tokenizer.chat_template:
         raise ValueError(

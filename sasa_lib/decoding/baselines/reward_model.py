@@ -121,13 +121,7 @@ class RewardModel:
     def load(
         cls, path: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> RewardModel:
-        """Read a head that `save` wrote, on to the language model that it was trained on.
-
-        Raises
-        ------
-        ValueError
-            The file is missing, damaged or of a later version, or the model is another one.
-        """
+        """Read a head that `save` wrote, on to the language model that it was trained on."""
         try:
             with safe_open(path, framework="numpy") as file:
                 facts = json.loads((file.metadata() or {})["reward"])
