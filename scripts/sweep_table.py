@@ -150,7 +150,6 @@ def draw(table: pd.DataFrame, columns: Sequence[str], metric: str) -> Figure:
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
-    from matplotlib.lines import Line2D
 
     from sasa_lib.course.plots import LINES, MARKERS, SERIES
 
@@ -206,12 +205,19 @@ def draw(table: pd.DataFrame, columns: Sequence[str], metric: str) -> Figure:
     if along and along != x:
         entries += [(f"numbers: {_label(along)}", {})]
     if entries:
-        handles = [Line2D([], [], ls="", label=label, **look) for label, look in entries]
-        legend = figure.legend(handles=handles, loc="outside right upper", fontsize="small")
-        for (_, look), text in zip(entries, legend.get_texts(), strict=True):
-            if not look:  # a heading
-                text.set_fontweight("bold")
+        _legend(figure, entries)
     return figure
+
+
+def _legend(figure: Figure, entries: list[tuple[str, dict]]) -> None:
+    """Name what is drawn; an entry without a look is a heading."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], ls="", label=label, **look) for label, look in entries]
+    legend = figure.legend(handles=handles, loc="outside right upper", fontsize="small")
+    for (_, look), text in zip(entries, legend.get_texts(), strict=True):
+        if not look:
+            text.set_fontweight("bold")
 
 
 def readable(value: Any, as_text: bool = False) -> Any:

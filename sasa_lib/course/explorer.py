@@ -109,25 +109,27 @@ class Explorer(ipywidgets.VBox):
         self.button.on_click(self.generate)
         self.masked = ipywidgets.Checkbox(masked, description="mask offensive words", indent=False)
         self.masked.observe(self._redraw, "value")
+        super().__init__(self._laid_out())
+        self._generate(given)
+
+    def _laid_out(self) -> list[ipywidgets.Widget]:
+        """Controls on top, then the text, and the candidates of the token that was chosen."""
         self._message = ipywidgets.HTML()
         self._prompt = ipywidgets.HTML()
         self._newline = ipywidgets.Box(layout={"width": "100%", "height": "0", "margin": "0"})
         row = {"flex_flow": "row wrap", "align_items": "center"}
         self._text = ipywidgets.Box(layout=row)
         self._table = ipywidgets.HTML()
-        super().__init__(
-            [
-                ipywidgets.HBox([self.prompt, self.button]),
-                ipywidgets.HBox([self.boundary, self.form, self.seed], layout=row),
-                ipywidgets.HBox([self.beta, self.top_k, self.top_p], layout=row),
-                self.masked,
-                self._message,
-                self._text,
-                ipywidgets.HTML(legend_of()),
-                self._table,
-            ]
-        )
-        self._generate(given)
+        return [
+            ipywidgets.HBox([self.prompt, self.button]),
+            ipywidgets.HBox([self.boundary, self.form, self.seed], layout=row),
+            ipywidgets.HBox([self.beta, self.top_k, self.top_p], layout=row),
+            self.masked,
+            self._message,
+            self._text,
+            ipywidgets.HTML(legend_of()),
+            self._table,
+        ]
 
     @property
     def tokens(self) -> list[ipywidgets.Button]:

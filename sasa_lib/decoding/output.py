@@ -31,13 +31,14 @@ class Output:
 
     def add_logits(self, logits: torch.Tensor) -> None:
         """Keep a step's logits [batch, vocabulary] as the model gives them."""
+        self.size = logits.shape[1]
         if self.with_logits:
             self.logits.append(logits.clone())  # a processor may write into them
 
-    def add_scores(self, candidates: torch.Tensor, weighted: torch.Tensor, size: int) -> None:
+    def add_scores(self, candidates: torch.Tensor, weighted: torch.Tensor) -> None:
         """Keep a step's re-weighted logits of candidates, both [batch, candidates]."""
         if self.with_scores:
-            scores = weighted.new_full((len(weighted), size), float("-inf"))
+            scores = weighted.new_full((len(weighted), self.size), float("-inf"))
             self.scores.append(scores.scatter_(1, candidates, weighted))
 
     def stream(self, tokens: torch.Tensor) -> None:

@@ -152,8 +152,8 @@ class SASA(Decoder):
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         """Run the sampling loop; `model.generate` calls this with what it has prepared."""
         config = generation_config
-        mask = model_kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
+        given = model_kwargs.get("attention_mask")
+        mask = torch.ones_like(input_ids) if given is None else given
         inputs = self._check(model, input_ids, mask, config, model_kwargs)
         self._steps, self._tensors = [], {}
         output = Output(config, streamer)
@@ -185,16 +185,14 @@ class SASA(Decoder):
                 self._reweighted, reference, gumbel, unfinished, means, bounded=bounded
             )
             candidates = candidates.gather(1, draw.order)
-            size = logits.shape[1]
             last = input_ids.shape[1] + 1 == stopping_criteria.max_length
             logits = phrases.extend(candidates, draw, final=last and not synced_gpus)
             drawn = draw.drawn()
             tokens = candidates.gather(1, drawn).squeeze(1)
             means.append(draw.margins.gather(2, drawn.expand(len(draw.margins), -1, 1)))
-
             if self._record:
                 self._steps.append(draw.record(candidates))
-            output.add_scores(candidates, draw.weighted, size)
+            output.add_scores(candidates, draw.weighted)
             if config._pad_token_tensor is not None:
                 tokens = torch.where(unfinished, tokens, config._pad_token_tensor)
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)

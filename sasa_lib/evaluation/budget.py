@@ -141,14 +141,17 @@ def calibrate(
             "or generations, more steps, or a larger target"
         )
     table = _table(tried, found)
-    ratios = table["ratio"].to_numpy()
+    _warn_of_falls(table["ratio"].to_numpy(), tolerance)
+    return sasa.with_max_kl(found), table
+
+
+def _warn_of_falls(ratios: np.ndarray, tolerance: float) -> None:
     if (np.maximum.accumulate(ratios) - ratios > tolerance).any():
         warnings.warn(
             "a larger budget has a clearly lower perplexity here, so the budget found is uncertain "
             "(see the table): give more prompts or generations",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return sasa.with_max_kl(found), table
 
 
 def relative_perplexity(generations: pd.DataFrame, plain: pd.DataFrame) -> dict[str, float]:

@@ -66,31 +66,9 @@ def negative_log_likelihoods(
     with tqdm(total=len(order), desc="perplexity", unit="text", disable=not progress) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            sequences = [torch.tensor([*before[i], *after[i]]) for i in rows]
-            ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-            lengths = torch.tensor([len(s) for s in sequences])
-            mask = torch.arange(ids.shape[1]) < lengths[:, None]
-            counted = mask.clone()
-            for row, i in enumerate(rows):
-                counted[row, : max(len(before[i]), 1)] = False
-            ids, mask, counted = (t.to(model.device) for t in (ids, mask, counted))
-            # Only the counted positions meet the LM head, the widest matrix of a small model.
-            row_of, column = counted.nonzero(as_tuple=True)
-            if own_head:
-                inputs = reading(body(model), ids, mask.long())
-                hidden = body(model)(**inputs).last_hidden_state
-                # A spread model's are on its last device.
-                places = row_of.to(hidden.device), (column - 1).to(hidden.device)
-                logits = head(model, hidden[places]).float().to(ids.device)
-            else:
-                logits = (
-                    model(**reading(model, ids, mask.long())).logits[row_of, column - 1].float()
-                )
-            losses = torch.nn.functional.cross_entropy(
-                logits, ids[row_of, column], reduction="none"
-            )
-            sums = torch.zeros(len(rows), device=losses.device).index_add_(0, row_of, losses)
-            nll[rows] = sums.cpu().double().numpy()  # Apple's GPUs have no float64
+            pairs = [(before[i], after[i]) for i in rows]
+            # Apple's GPUs have no float64.
+            nll[rows] = _of_batch(model, pairs, own_head).cpu().double().numpy()
             bar.update(len(rows))
     if not np.isfinite(nll[good]).all():
         raise ValueError(
@@ -98,6 +76,31 @@ def negative_log_likelihoods(
             "dtype='float32' or 'bfloat16'; float16 overflows easily"
         )
     return nll, tokens
+
+
+def _of_batch(
+    model: PreTrainedModel, pairs: Sequence[tuple[list[int], list[int]]], own_head: bool
+) -> torch.Tensor:
+    """Negative log-likelihoods [batch] of token ids, given those before."""
+    sequences = [torch.tensor([*before, *after]) for before, after in pairs]
+    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)  # [batch, length]
+    lengths = torch.tensor([len(s) for s in sequences])
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    counted = mask.clone()
+    for row, (before, _) in enumerate(pairs):
+        counted[row, : max(len(before), 1)] = False
+    ids, mask, counted = (t.to(model.device) for t in (ids, mask, counted))
+    # Only the counted positions meet the LM head, the widest matrix of a small model.
+    row_of, column = counted.nonzero(as_tuple=True)
+    if own_head:
+        hidden = body(model)(**reading(body(model), ids, mask.long())).last_hidden_state
+        # A spread model's are on its last device.
+        places = row_of.to(hidden.device), (column - 1).to(hidden.device)
+        logits = head(model, hidden[places]).float().to(ids.device)
+    else:
+        logits = model(**reading(model, ids, mask.long())).logits[row_of, column - 1].float()
+    losses = torch.nn.functional.cross_entropy(logits, ids[row_of, column], reduction="none")
+    return torch.zeros(len(pairs), device=losses.device).index_add_(0, row_of, losses)
 
 
 def _has_own_head(model: PreTrainedModel, tokens: list[int]) -> bool:

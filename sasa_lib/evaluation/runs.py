@@ -152,8 +152,7 @@ def generate(
         raise ValueError(next(iter(faults.values())))
     folder = place(folder)
     pool = cluster.pool(engine, actors)
-    if custom_generate is None:
-        custom_generate = PlainSampling(sampling.seed)
+    custom_generate = custom_generate or PlainSampling(sampling.seed)
     device = torch.device(pool.device) if pool else model.device
     facts = what_it_depends_on(
         model, tokenizer, sampling, method=method, custom_generate=custom_generate, device=device
@@ -161,19 +160,15 @@ def generate(
     run = folder / f"{method}-{key(facts, 12)}"
     text = to_json({"model": model.name_or_path, "depends_on": facts})
     size = _batch(batch_sequences, sampling, custom_generate, model, device.type)
-    work = partial(
-        Continuer,
-        sampling=sampling,
-        custom_generate=custom_generate,
-        size=size,
-        set_aside=set_aside,
-    )
+    options = {"sampling": sampling, "custom_generate": custom_generate, "set_aside": set_aside}
+    work = partial(Continuer, size=size, **options)
     with alone(run):
         with atomic_file(run / "manifest.json") as temporary:
             temporary.write_text(text)
         done = _done(run)
         # Like lengths pad little, and what needs the most memory fails at once, if it does.
         pending = sorted((p for p in tokens if p not in done), key=lambda p: -len(tokens[p]))
+        waiting = {prompt: tokens[prompt] for prompt in pending}
         with tqdm(
             total=len(tokens),
             initial=len(tokens) - len(pending),
@@ -182,29 +177,47 @@ def generate(
             disable=not progress,
         ) as bar:
             report = _Report(bar, run, prompts, faults, least=0 if done else len(pending))
-            if pool:
-                groups = [
-                    {prompt: tokens[prompt] for prompt in group}
-                    for group in _grouped(pending, size, pool.size)
-                ]
-                for shard in pool.each(partial(_shard_maker, model, tokenizer, work, run), groups):
-                    report.add(*_committed(*shard))
-            else:
-                continuer = work(model, tokenizer)
-                with _shards(run) as write:
-                    for rows, failed in continuer({p: tokens[p] for p in pending}):
-                        write(rows)
-                        report.add(rows, failed, continuer.size)
+            for made in _made(model, tokenizer, waiting, work, run, size, pool):
+                report.add(*made)
         if not table:
             return run
         rows = _rows(run, filter=ds.field("prompt").isin(list(tokens)))
-    good = [(row, prompt) for row, prompt in enumerate(prompts) if row not in faults]
-    order = pd.DataFrame(good, columns=["prompt_id", "prompt"])
-    rows = order.merge(rows, on="prompt").sort_values(
-        ["prompt_id", "generation"], ignore_index=True
-    )
+    good = {row: prompt for row, prompt in enumerate(prompts) if row not in faults}
+    return _in_order(rows, good, run)
+
+
+def _in_order(rows: pd.DataFrame, prompts: dict[int, str], run: Path | UPath) -> pd.DataFrame:
+    """Rows of prompts by their number; a prompt that is there twice has its rows twice."""
+    order = pd.DataFrame(prompts.items(), columns=["prompt_id", "prompt"])
+    rows = order.merge(rows, on="prompt")
+    rows = rows.sort_values(["prompt_id", "generation"], ignore_index=True)
     rows.attrs["run"] = str(run)
     return rows
+
+
+def _made(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: dict[str, list[int]],
+    work: Callable[..., Continuer],
+    run: Path | UPath,
+    size: int,
+    pool: cluster.Pool | None,
+) -> Iterator[tuple[pd.DataFrame, dict[str, str], int]]:
+    """Continue prompts here or by actors; yield rows that are written, failures and batch size."""
+    if pool:
+        groups = [
+            {prompt: prompts[prompt] for prompt in group}
+            for group in _grouped(list(prompts), size, pool.size)
+        ]
+        for shard in pool.each(partial(_shard_maker, model, tokenizer, work, run), groups):
+            yield _committed(*shard)
+        return
+    continuer = work(model, tokenizer)
+    with _shards(run) as write:
+        for rows, failed in continuer(prompts):
+            write(rows)
+            yield rows, failed, continuer.size
 
 
 def what_it_depends_on(

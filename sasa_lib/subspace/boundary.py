@@ -162,7 +162,6 @@ class Boundary(CalibratedMargins, Shared):
         choice may be better: compare on `held_out` data of that kind.
         """
         model = language_model(model)
-        threshold = check_number("threshold", threshold)
         check_choice("cut", cut, CUTS)
         if isinstance(layer, str) and layer != AUTO:
             raise ValueError(f"unknown layer {layer!r}; give a number, or {AUTO!r}")
@@ -171,25 +170,20 @@ class Boundary(CalibratedMargins, Shared):
         poolings = POOLINGS if pooling == AUTO else (pooling,)
         covariances = COVARIANCES if covariance == AUTO else (covariance,)
         corpus, toxic = labelled(corpus, attribute, threshold)
-        metadata = {
-            "attribute": attribute,
-            "threshold": threshold,
-            "data_fingerprint": corpus_fingerprint(corpus, attribute),
-        }
+        metadata = {"attribute": attribute, "threshold": float(threshold)}
+        metadata["data_fingerprint"] = corpus_fingerprint(corpus, attribute)
         if held_out is not None:
             held_out, held_out_toxic = labelled(held_out, attribute, threshold, minimum=1)
         if AUTO in (layer, pooling, covariance):
             grouped_folds(corpus, toxic)  # refuses, if it does, before the texts are read
+        reading = {"set_aside": set_aside, "progress": progress}
         # Texts are read once for all layers and poolings, since `extract` keeps all poolings.
         with tempfile.TemporaryDirectory() as temporary:
             keep = temporary if folder is None and len(poolings) > 1 else folder
+            of = {"layers": layers, "folder": keep} | reading
             embeddings = {
-                name: extract(
-                    model, tokenizer, corpus, layers=layers, pooling=name, folder=keep,
-                    set_aside=set_aside, progress=progress,
-                )
-                for name in poolings
-            }  # fmt: skip
+                name: extract(model, tokenizer, corpus, pooling=name, **of) for name in poolings
+            }
         read = np.isfinite(embeddings[poolings[0]][:, 0, 0])
         if not read.all():
             corpus, toxic = labelled(corpus.select(np.flatnonzero(read)), attribute, threshold)
@@ -201,23 +195,14 @@ class Boundary(CalibratedMargins, Shared):
             tried = cross_validate(embeddings, layers, covariances, toxic, folds, cut)
             metadata["tried"] = tried
             choice = next({key: row[key] for key in choice} for row in tried if row["chosen"])
+        chosen = embeddings[choice["pooling"]][:, layers.index(choice["layer"])]
         boundary = cls.from_embeddings(
-            embeddings[choice["pooling"]][:, layers.index(choice["layer"])],
-            toxic,
-            model=model,
-            metadata=metadata,
-            cut=cut,
-            **choice,
+            chosen, toxic, model=model, metadata=metadata, cut=cut, **choice
         )
         if held_out is not None:
-            judged = extract(
-                model, tokenizer, held_out, layers=[boundary.layer], pooling=boundary.pooling,
-                folder=folder, set_aside=set_aside, progress=progress,
-            )  # fmt: skip
-            margins = boundary.margins(judged[:, 0])
-            good = np.isfinite(margins)
-            auc = roc_auc_score(~held_out_toxic[good], margins[good])
-            boundary.metadata["held_out_auc"] = float(auc)
+            of = {"layers": [boundary.layer], "pooling": boundary.pooling, "folder": folder}
+            embeddings = extract(model, tokenizer, held_out, **of, **reading)[:, 0]
+            boundary.metadata["held_out_auc"] = boundary._auc(embeddings, held_out_toxic)
         return boundary
 
     @classmethod
@@ -323,6 +308,12 @@ class Boundary(CalibratedMargins, Shared):
             )
         margins = (embeddings - self.midpoint) @ self.normal.astype(np.float64)
         return margins / self.scale if scaled else margins
+
+    def _auc(self, embeddings: np.ndarray, toxic: np.ndarray) -> float:
+        """AUC on labelled embeddings, those that are finite."""
+        margins = self.margins(embeddings)
+        good = np.isfinite(margins)
+        return float(roc_auc_score(~toxic[good], margins[good]))
 
     def posterior(self, embeddings: np.ndarray, *, toxic_share: float = 0.5) -> np.ndarray:
         """P(toxic) of embeddings if the two classes were the Gaussians that were fitted.
