@@ -19,6 +19,7 @@ from sasa_lib.course.plots.style import (
     draw_front,
     is_steered,
     label_ends,
+    place_labels,
 )
 
 
@@ -56,7 +57,11 @@ def trade_off(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity")
     draw_front(axes, results, toxicity, is_steered(results))
     axes.set(xlabel="perplexity of the text under the judging model")
     axes.set(ylabel=toxicity.replace("_", " ").replace("max ", "maximum "), ylim=(0, None))
-    axes.legend(title="numbers at the points: beta", loc="lower left", fontsize="small")
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize="small",
+        title="numbers at the points: beta", title_fontsize="small",
+    )  # fmt: skip
+    place_labels(figure)
     return figure
 
 
@@ -92,6 +97,7 @@ def fronts(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity") ->
         handles, names, loc="outside upper center", ncols=4, fontsize="small",
         title="numbers at the points: beta", title_fontsize="small",
     )  # fmt: skip
+    place_labels(figure)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,11 +10,31 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 NONTOXIC, TOXIC = "#0072B2", "#D55E00"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.45")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LABEL_HEIGHT = 13  # points
+# Where the label of a point may lie, in points from it.
+LABEL_PLACES = [
+    radius * np.array([np.cos(angle), np.sin(angle)])
+    for radius in (10, 14, 19, 25)
+    for angle in np.linspace(0, 2 * np.pi, 12, endpoint=False) + 0.5
+]
+METHOD_NAMES = {
+    "plain": "plain sampling",
+    "sasa": "SASA, margin",
+    "sasa-posterior": "SASA, posterior",
+    "sasa-published": "SASA, published place",
+    "sasa-posterior-filtered": "word filter, then SASA",
+    "sasa-budget": "SASA, budget",
+    "sasa-response": "SASA, mean of the response",
+    "published-posterior": "SASA, published place, posterior",
+    "best-of": "best of n",
+    "rad": "RAD",
+    "word-filter": "word filter",
+}
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
@@ -48,12 +69,17 @@ def is_steered(results: pd.DataFrame) -> list[str]:
     return [method for method in dict.fromkeys(results["method"]) if method != "plain"]
 
 
+def method_name(method: str) -> str:
+    """Return a method's name as people write it; one that is not known stays as it is."""
+    return METHOD_NAMES.get(method, method)
+
+
 def draw_front(axes: plt.Axes, results: pd.DataFrame, toxicity: str, methods: list[str]) -> None:
     """Curves from plain sampling through the strengths of every method."""
     plain = results[results["method"] == "plain"]
     for i, method in enumerate(methods):
         rows = results[results["method"] == method].sort_values("beta")
-        draw_points(axes, rows, toxicity, SERIES[i], MARKERS[i], LINES[i], method)
+        draw_points(axes, rows, toxicity, SERIES[i], MARKERS[i], LINES[i], method_name(method))
         path = pd.concat([plain, rows])
         axes.plot(path["perplexity"], path[toxicity], color=SERIES[i], ls=LINES[i], lw=1.2)
         for _, row in rows.iterrows():
@@ -61,6 +87,7 @@ def draw_front(axes: plt.Axes, results: pd.DataFrame, toxicity: str, methods: li
                 axes.annotate(
                     f"{row['beta']:g}", (row["perplexity"], row[toxicity]), xytext=(5, 5),
                     textcoords="offset points", fontsize="small", color=SERIES[i],
+                    ha="center", va="center",
                 )  # fmt: skip
     draw_points(axes, plain, toxicity, "0.15", "*", "-", "plain sampling")
 
@@ -87,6 +114,48 @@ def draw_points(
         rows["perplexity"], rows[toxicity], color=colour, marker=marker, ls="", label=label,
         ms=11 if marker == "*" else 6,
     )  # fmt: skip
+
+
+def place_labels(figure: Figure) -> None:
+    """Move the annotations of points to where they lie over no point, line or other annotation."""
+    figure.draw_without_rendering()  # the places of the points are known only then
+    pixels = figure.dpi / 72
+    for axes in figure.axes:
+        taken = [
+            axes.transData.transform(_dense(line.get_xydata()))
+            for line in axes.lines
+            if len(line.get_xydata())
+        ]
+        taken = np.concatenate(taken) if taken else np.empty((0, 2))
+        labels: list[np.ndarray] = []
+        for text in (t for t in axes.texts if isinstance(t, Annotation)):
+            at = axes.transData.transform(text.xy)
+            half = np.array([4 + 3 * len(text.get_text()), 6]) * pixels
+
+            crowd = partial(
+                _crowd, at=at / pixels, half=half / pixels, taken=taken / pixels, labels=labels
+            )
+            place = min(LABEL_PLACES, key=crowd)
+            labels.append(at / pixels + place)
+            text.set_position(place)
+
+
+def _crowd(
+    place: np.ndarray, at: np.ndarray, half: np.ndarray, taken: np.ndarray, labels: list[np.ndarray]
+) -> float:
+    """How much lies where a label would, in points; nearer places are better."""
+    over = (abs(taken - at - place) < half).all(axis=1).sum()
+    near = sum((abs(other - at - place) < 2 * half).all() for other in labels)
+    return over + 20 * near + 0.01 * float(np.hypot(*place))
+
+
+def _dense(points: np.ndarray) -> np.ndarray:
+    """Points along the lines between points, 20 for one."""
+    points = points[np.isfinite(points).all(axis=1)]
+    if len(points) < 2:
+        return points
+    at = np.linspace(0, len(points) - 1, 20 * (len(points) - 1) + 1)
+    return np.stack([np.interp(at, np.arange(len(points)), column) for column in points.T], axis=1)
 
 
 def label_ends(axes: plt.Axes) -> None:
