@@ -17,7 +17,7 @@ from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel
 
 from sasa_lib.decoding import prefix_cache, repeated
-from sasa_lib.decoding.draw import FEW_TOKENS
+from sasa_lib.decoding.draw import A_PASS
 from sasa_lib.engine import models
 from sasa_lib.subspace.embeddings import check_layer
 
@@ -122,7 +122,7 @@ def method_passes(
     distinct = max(1, batch // values["n_generations"])  # prompts in a batch
     rows, times = distinct * values["n_generations"], prompts / distinct
     phrase = read + (new - 1) / 2  # tokens before a candidate, on average over the steps
-    first = min(k, max(2, FEW_TOKENS // rows))  # candidates judged first by the posterior form
+    first = min(k, max(2, A_PASS // rows))  # candidates judged first by the posterior form
 
     def start(rows: float, read: float = read) -> Pass:
         return Pass(size, times, rows, read, 0, full, heads=1)

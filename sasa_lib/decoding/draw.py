@@ -10,7 +10,7 @@ import torch
 from sasa_lib.decoding.prefix_cache import Hidden
 from sasa_lib.subspace.boundary import Boundary
 
-FEW_TOKENS = 16  # that many in a batch cost a forward pass hardly more than one does
+A_PASS = 24  # candidates that cost as much as a further forward pass does
 Reweight = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -73,6 +73,7 @@ class CandidateDraw:
 
     A candidate can reach its reference + noise and no more where g is never above 0. In that
     order, then, the draw is decided as soon as one that was judged is above all that were not.
+    Elsewhere a row needs all that survive in it, of which rows have different numbers.
 
     Parameters
     ----------
@@ -83,6 +84,11 @@ class CandidateDraw:
     means : RunningMargins
     bounded : bool
         Whether g is never above 0, so that not all candidates need be judged.
+    together : bool
+        Whether all candidates of a row must be judged in one pass.
+    expected : torch.Tensor, shape [batch, 1]
+        What the best candidate's g is expected to take from its logit, at most 0: with a bound,
+        how many candidates are judged first follows from it, not which one is drawn.
     """
 
     def __init__(
@@ -94,6 +100,8 @@ class CandidateDraw:
         means: RunningMargins,
         *,
         bounded: bool,
+        together: bool,
+        expected: torch.Tensor,
     ) -> None:
         self.order = (reference + noise).argsort(-1, descending=True)
         self.reference = reference.gather(1, self.order)
@@ -103,26 +111,32 @@ class CandidateDraw:
         self.reweight = reweight
         self.means = means
         self.unfinished = unfinished
-        self.first = int((reference > float("-inf")).sum(-1).max())
-        if bounded:
-            self.first = min(self.first, max(2, FEW_TOKENS // len(reference)))
+        self.bounded = bounded
+        possible = (reference > float("-inf")).sum(-1)
+        reach = self.reference + self.noise
+        needed = (reach > reach[:, :1] + expected).sum(-1) if bounded else possible
+        needed = torch.where(unfinished, needed, 0).clamp(min=1)
+        self.needed = needed
+        self.first = int(possible.max()) if together else cheapest_first(needed.tolist())
+        self._drawn: torch.Tensor | None = None
 
     def judge(self, hidden: Hidden) -> None:
         """Take in the hidden states of the first candidates."""
         first = self.reference[:, : self.first]
         found = self.reweight(first, hidden, self.means)
         self.weighted[:, : self.first], self.margins[..., : self.first] = found
-        self.reached = (self.weighted + self.noise).amax(-1, keepdim=True)
 
     def undecided(self) -> tuple[torch.Tensor, int]:
         """Rows that are not decided yet, and how many candidates they need."""
-        if self.first == self.weighted.shape[1]:
-            return self.unfinished.nonzero()[:0, 0], 0
-        # In `order`, what is within reach comes first.
-        within_reach = (self.reference + self.noise > self.reached).sum(-1)
-        within_reach = torch.where(self.unfinished, within_reach, 0)
-        rows = (within_reach > self.first).nonzero()[:, 0]
-        return rows, int(within_reach.max())
+        needed = self.needed
+        if self.bounded:
+            # In `order`, what is within reach comes first.
+            reached = (self.weighted + self.noise).amax(-1, keepdim=True)
+            needed = (self.reference + self.noise > reached).sum(-1)
+            needed = torch.where(self.unfinished, needed, 0)
+        numbers = needed.tolist()
+        rows = [row for row, number in enumerate(numbers) if number > self.first]
+        return torch.tensor(rows, dtype=torch.long, device=needed.device), max(numbers)
 
     def judge_further(self, hidden: Hidden, rows: torch.Tensor) -> None:
         """Take in the hidden states of further candidates of some rows."""
@@ -132,14 +146,20 @@ class CandidateDraw:
         self.weighted[rows, further], self.margins[:, rows, further] = found
 
     def drawn(self) -> torch.Tensor:
-        """Column of the candidate that each row draws, [rows, 1]."""
-        best, drawn = (self.weighted + self.noise).max(-1, keepdim=True)
-        if not best.isfinite().all():  # NaN counts as the best
-            raise ValueError(
-                "the margins of some candidates are not finite, so nothing can be drawn: load the "
-                "model with dtype='float32' or 'bfloat16'"
-            )
-        return drawn
+        """Column of the candidate that each row draws, [rows, 1], once all needed are judged."""
+        if self._drawn is None:
+            best, self._drawn = (self.weighted + self.noise).max(-1, keepdim=True)
+            if not best.isfinite().all():  # NaN counts as the best
+                raise ValueError(
+                    "the margins of some candidates are not finite, so nothing can be drawn: load "
+                    "the model with dtype='float32' or 'bfloat16'"
+                )
+        return self._drawn
+
+    @property
+    def lost(self) -> torch.Tensor:
+        """What re-weighting took from the drawn candidate's logit, at most 0, [rows, 1]."""
+        return (self.weighted - self.reference).gather(1, self.drawn()).clamp(max=0)
 
     def record(self, candidates: torch.Tensor) -> dict[str, torch.Tensor]:
         """What a trace keeps of the step."""
@@ -152,3 +172,18 @@ class CandidateDraw:
             "unfinished": self.unfinished,
         }
         return {name: value.cpu() for name, value in entry.items()}
+
+
+def cheapest_first(needed: Sequence[int]) -> int:
+    """How many candidates of every row to judge first, if the rows need so many each.
+
+    A second pass costs `A_PASS` candidates, and takes as many of each row that needs more as the
+    one that needs most.
+    """
+    most = max(needed)
+
+    def cost(first: int) -> int:
+        further = sum(number > first for number in needed)
+        return first * len(needed) + (A_PASS + further * (most - first)) * (further > 0)
+
+    return min(range(1, most + 1), key=cost)

@@ -41,6 +41,7 @@ from sasa_lib.subspace.boundary import Boundary
 from sasa_lib.subspace.calibration import PHRASES
 from sasa_lib.subspace.embeddings import check_layer, hidden_states
 
+SLACK = 0.3  # nats by which a step's g is prepared to be below that of the step before
 FORMS = ("margin", "softmax", "posterior")
 
 
@@ -165,11 +166,13 @@ class SASA(Decoder):
         # for this one's passes, one a step.
         whole = self._record or synced_gpus or output.with_scores or output.with_hidden_states
         whole = whole or isinstance(phrases, RepeatedPhrases)
-        bounded = self.form == "posterior" and self.max_kl is None and not whole
+        together = whole or self.form == "softmax" or self.max_kl is not None
+        bounded = not together and (self.form == "posterior" or not any(b for _, b in self.pairs))
         means = self._means(model, input_ids, mask)
         room = min(top_k or self.max_candidates, text_config(model).vocab_size)
         logits = phrases.begin(input_ids, mask, stopping_criteria.max_length, room)
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        expected = torch.zeros(len(input_ids), 1, device=input_ids.device)
         finished = False
         while model._has_unfinished_sequences(finished, synced_gpus, input_ids.device):
             if finished:  # this rank is through; the others still need its forward passes
@@ -182,13 +185,15 @@ class SASA(Decoder):
             )
             gumbel = noise.next(candidates) if noise else torch.zeros_like(reference)
             draw = CandidateDraw(
-                self._reweighted, reference, gumbel, unfinished, means, bounded=bounded
-            )
+                self._reweighted, reference, gumbel, unfinished, means,
+                bounded=bounded, together=together, expected=expected,
+            )  # fmt: skip
             candidates = candidates.gather(1, draw.order)
             last = input_ids.shape[1] + 1 == stopping_criteria.max_length
             logits = phrases.extend(candidates, draw, final=last and not synced_gpus)
             drawn = draw.drawn()
             tokens = candidates.gather(1, drawn).squeeze(1)
+            expected = draw.lost - SLACK
             means.append(draw.margins.gather(2, drawn.expand(len(draw.margins), -1, 1)))
             if self._record:
                 self._steps.append(draw.record(candidates))
