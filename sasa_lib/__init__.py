@@ -60,6 +60,7 @@ MODULES = {
     "explorer": "course.explorer",
     "plots": "course.plots",
     "text_map": "course.text_map",
+    "workspace": "course.workspace",
     "trace": "course.trace",
 }
 ROOMS = ("texts", "engine", "subspace", "decoding", "evaluation", "course")

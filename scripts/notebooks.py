@@ -174,8 +174,8 @@ def settle_parameters(profile: str, overrides: list[str], folder: Path | None = 
     folder.mkdir(parents=True, exist_ok=True)
     for notebook, values in declared.items():
         chosen = {name: settings.get(name, default) for name, default in values.items()}
-        # Relative to the notebook, so that an executed copy names no folder of this machine.
-        chosen["run"] = f"../runs/{profile}"
+        # Relative to the project, so that an executed copy names no folder of this machine.
+        chosen["run"] = f"runs/{profile}"
         write_parameters(folder / f"{notebook}.json", chosen)
 
 

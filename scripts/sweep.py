@@ -162,7 +162,7 @@ def settle(given: Sequence[str]) -> Sweep:
     for cell, values in cells.items():
         for notebook, parameters in settled.items():
             chosen = parameters | {k: v for k, v in values.items() if k in parameters}
-            chosen["run"] = f"../runs/{sweep.folder.name}/{cell}"
+            chosen["run"] = f"runs/{sweep.folder.name}/{cell}"
             path = sweep.folder / cell / "parameters" / f"{notebook}.json"
             notebooks.write_parameters(path, chosen)
     return sweep

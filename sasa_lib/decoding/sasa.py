@@ -35,6 +35,7 @@ from sasa_lib.decoding.method import Decoder, further_inputs, named
 from sasa_lib.decoding.noise import Noise, candidates_of
 from sasa_lib.decoding.output import Output
 from sasa_lib.decoding.prefix_cache import Hidden, Phrases
+from sasa_lib.decoding.pretrained import Pretrained
 from sasa_lib.decoding.repeated import RepeatedPhrases, obstacle, phrases_for
 from sasa_lib.engine.models import text_config
 from sasa_lib.subspace.boundary import Boundary
@@ -42,10 +43,11 @@ from sasa_lib.subspace.calibration import PHRASES
 from sasa_lib.subspace.embeddings import check_layer, hidden_states
 
 SLACK = 0.3  # nats by which a step's g is prepared to be below that of the step before
+MOST_CANDIDATES = 50  # where neither top-k nor the caller says
 FORMS = ("margin", "softmax", "posterior")
 
 
-class SASA(Decoder):
+class SASA(Pretrained, Decoder):
     """Detoxified sampling: pass an instance as `custom_generate` to `model.generate`.
 
     Parameters
@@ -80,8 +82,9 @@ class SASA(Decoder):
         than this from the reference, in KL(q || p), all betas are scaled down to where it is just
         as far. So beta, or the ratio of several, says what is wanted, and the budget what fluency
         may pay; text that needs no steering is left alone. Every candidate is computed.
-    max_candidates : int
-        Largest number of candidates a step where `top_k` does not give one.
+    max_candidates : int, optional
+        Largest number of candidates a step where `top_k` does not give one. None: 50, with a
+        warning where more survive.
     seed : int, optional
         With a seed, the noise of a sequence comes from the seed, its prompt and its place among
         the sequences of the same prompt in the call, whatever else is in the batch. None: the
@@ -118,7 +121,7 @@ class SASA(Decoder):
         phrase: str = "candidate",
         decay: float = 1.0,
         max_kl: float | None = None,
-        max_candidates: int = 50,
+        max_candidates: int | None = None,
         seed: int | None = None,
         record: bool = False,
     ) -> None:
@@ -132,7 +135,10 @@ class SASA(Decoder):
         if phrase == "candidate" and decay != 1:
             raise ValueError("decay weights the tokens of a mean: give phrase='response' or 'text'")
         self.max_kl = None if max_kl is None else check_number("max_kl", max_kl, above=0)
-        self.max_candidates = check_count("max_candidates", max_candidates)
+        self._asked = max_candidates is not None
+        self.max_candidates = check_count(
+            "max_candidates", max_candidates if self._asked else MOST_CANDIDATES
+        )
         self.seed = None if seed is None else check_count("seed", seed, -(2**63))
         self._record = bool(record)
         self._steps: list[dict[str, torch.Tensor]] = []
@@ -285,7 +291,7 @@ class SASA(Decoder):
         """
         most = None if top_k else self.max_candidates
         reference, candidates, survivors = candidates_of(processors, input_ids, logits, most)
-        if sampled and most is not None and survivors > most:
+        if sampled and not self._asked and most is not None and survivors > most:
             self._warn_once(
                 f"more than {most} tokens survive sampling's filters; SASA considers the {most} "
                 "likeliest (give top_k, or SASA(..., max_candidates=...))"

@@ -25,7 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sasa_lib.checks import first_line, to_json
+from sasa_lib.engine.models import EMBEDDED
 from sasa_lib.engine.storage import atomic_file
+from sasa_lib.texts.assets import DATA_DIR
 
 FILE = "boundary.safetensors"
 # Under which id the hub knows the models that need no hub.
@@ -88,7 +90,8 @@ BOUNDARY = "$content"
 
 
 def generate(
-    model, beta=1.0, form="margin", scaled=True, max_kl=None, max_candidates=50, seed=None, **kwargs
+    model, beta=1.0, form="margin", scaled=True, max_kl=None, max_candidates=None,
+    seed=None, **kwargs
 ):
     """Continue a prompt; see `sasa_lib.SASA`, and `model.generate` for all other arguments."""
     with tempfile.TemporaryDirectory() as folder:
@@ -174,22 +177,38 @@ def push(
     return commit.commit_url
 
 
-def locate(name: str | Path, *, revision: str | None, token: str | None) -> Path:
-    """Return the file of a boundary in a folder or, downloaded the first time, on the hub."""
-    if Path(name).is_dir():
-        path = Path(name) / FILE
-        if not path.is_file():
-            raise ValueError(f"the folder {name} has no {FILE}")
-        return path
-    try:
-        return Path(hf_hub_download(str(name), FILE, revision=revision, token=token))
-    except (OSError, ValueError, HTTPError) as error:
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            raise ValueError(f"the repository {str(name)!r} has no {FILE}") from error
-        raise ValueError(
-            f"cannot load boundary {str(name)!r}: it is neither a folder nor a repository "
-            f"reachable on the hub ({first_line(error)})"
-        ) from error
+def locate(
+    name: str | Path,
+    file: str = FILE,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    needed: bool = True,
+) -> Path | None:
+    """Return a boundary's file: in the library, in a folder or, downloaded once, on the hub.
+
+    Where the folder or repository has no such file, it is None unless it is needed.
+    """
+    folder = DATA_DIR / "boundaries" / name if name in EMBEDDED else Path(name)
+    if folder.is_dir():
+        if (folder / file).is_file():
+            return folder / file
+        missing = f"the folder {folder}"
+    else:
+        try:
+            return Path(hf_hub_download(str(name), file, revision=revision, token=token))
+        except (OSError, ValueError, HTTPError) as error:
+            absent = isinstance(error, EntryNotFoundError)
+            if not absent or isinstance(error, LocalEntryNotFoundError):
+                raise ValueError(
+                    f"cannot load boundary {str(name)!r}: it is neither a folder nor a repository "
+                    f"reachable on the hub ({first_line(error)}); with the library come those of "
+                    f"{' and '.join(EMBEDDED)}"
+                ) from error
+            missing = f"the repository {str(name)!r}"
+    if needed:
+        raise ValueError(f"{missing} has no {file}")
+    return None
 
 
 def _is_repository(name: str) -> bool:
@@ -324,12 +343,13 @@ class Shared:
     def from_pretrained(
         cls, name: str | Path, *, revision: str | None = None, token: str | None = None
     ) -> Self:
-        """Read a boundary from a repository of the Hugging Face hub, or from a local folder.
+        """Read a boundary that comes with the library, from a folder, or from the hub.
 
         Parameters
         ----------
         name : str or Path
-            "owner/name", or a folder that `save_pretrained` wrote.
+            An embedded model, whose boundary comes with the library, a folder that
+            `save_pretrained` wrote, or "owner/name" on the Hugging Face hub.
         revision, token : str, optional
             Branch, tag or commit, and token, for the hub.
         """

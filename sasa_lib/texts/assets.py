@@ -21,8 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+from platformdirs import user_cache_path
 
-DATA_DIR = Path(__file__).resolve().parents[2] / "data"
+# Inside an installed library; at the top of a clone.
+_INSTALLED = Path(__file__).resolve().parents[1] / "data"
+DATA_DIR = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "data"
 
 
 class AssetError(RuntimeError):
@@ -48,8 +51,12 @@ ASSETS: dict[str, tuple[File, ...]] = {
 
 
 def cache_dir() -> Path:
-    """Folder of downloads and caches: `SASA_CACHE` if set, else `data/cache` of the project."""
-    return Path(os.environ.get("SASA_CACHE", DATA_DIR / "cache"))
+    """Folder of downloads and caches.
+
+    It is `SASA_CACHE` if that is set, `data/cache` in a clone, else the platform's own.
+    """
+    default = user_cache_path("sasa_lib") if DATA_DIR == _INSTALLED else DATA_DIR / "cache"
+    return Path(os.environ.get("SASA_CACHE") or default)
 
 
 def fetch(name: str) -> Path:

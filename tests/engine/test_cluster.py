@@ -340,7 +340,8 @@ def test_a_scorer_that_asks_a_service_is_asked_by_the_driver(language_model, tmp
     class Here(cluster.Pool):
         def each(self, make, parts):
             items.append(len(parts))
-            return map(make(), parts)
+            work = make()
+            return (work(part) for part in parts)
 
     monkeypatch.setattr(cluster, "pool", lambda engine, actors: Here(5, "cpu"))
     table = runs.generate(*language_model, ["it"], SAMPLING, folder=tmp_path, method="m", **KEEP)

@@ -259,10 +259,10 @@ def test_an_address_that_cannot_be_reached_is_refused(tiny, address, message):
 
 def test_a_store_has_a_folder_for_a_run_of_a_notebook(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert sl.storage.store("../runs/paper").resolve() == tmp_path.parent / "runs" / "paper"
+    assert sl.storage.store("runs/paper").resolve() == tmp_path / "runs" / "paper"
     monkeypatch.setenv(sl.storage.STORE, "memory://bucket")
-    assert str(sl.storage.store("../runs/paper")) == "memory://bucket/paper"
-    assert str(sl.storage.store("../runs/sweep-a/beta=1")) == "memory://bucket/sweep-a/beta=1"
+    assert str(sl.storage.store("runs/paper")) == "memory://bucket/paper"
+    assert str(sl.storage.store("runs/sweep-a/beta=1")) == "memory://bucket/sweep-a/beta=1"
 
 
 def shards(folder):

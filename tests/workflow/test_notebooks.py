@@ -85,7 +85,7 @@ def test_every_profile_is_accepted(elsewhere, profile):
         settled |= chosen(elsewhere, profile, name)
     assert {name: settled[name] for name in settings} == settings
     evaluation = chosen(elsewhere, profile, "05_evaluation")
-    assert evaluation["run"] == f"../runs/{profile}"
+    assert evaluation["run"] == f"runs/{profile}"
     assert evaluation["model"] == settings.get("model", "smollm2-135m-instruct")
 
 
@@ -253,8 +253,8 @@ def test_conda_and_pip_install_the_same():
 def test_an_executed_notebook_says_below_its_title_what_it_was_given():
     cells = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell("beta = 1.0")]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    declared = {"run": "../runs/laptop", "beta": 1.0, "model": "one"}
-    given = declared | {"run": "../runs/smoke", "beta": 3.0}
+    declared = {"run": "runs/laptop", "beta": 1.0, "model": "one"}
+    given = declared | {"run": "runs/smoke", "beta": 3.0}
     noted = notebooks.parameters_note(notebook, declared, given)
     assert noted.cells[1].source == "Executed with: `beta = 3.0`"
     assert [noted.cells[0], noted.cells[2]] == notebook.cells and len(notebook.cells) == 2

@@ -64,7 +64,7 @@ with open(run / "executed.txt", "a") as file:
     file.write("wait\\n")
 (run / "numbers.csv").write_text(f"seconds\\n{seed + 0.5}\\n")
 """
-PARAMETERS = 'run = "../runs/laptop"\nmodel = "a"\nbeta = [1.0]\nseed = 0\nscorers = ["x"]'
+PARAMETERS = 'run = "runs/laptop"\nmodel = "a"\nbeta = [1.0]\nseed = 0\nscorers = ["x"]'
 GRID = ["NOTEBOOK=02_second", "PROFILE=smoke", "MODEL=a,b", "BETA=0.5,2,3", "JOBS=2"]
 DONE = {("a", 0.5), ("b", 0.5), ("b", 3.0)}
 
@@ -291,7 +291,7 @@ def test_a_notebook_runs_again_only_if_what_it_is_made_of_has_changed(project):
 
     def settle(**changed):
         for name in notebooks.names():
-            chosen = notebooks.defaults(name) | {"run": "../runs/cell"} | changed
+            chosen = notebooks.defaults(name) | {"run": "runs/cell"} | changed
             notebooks.write_parameters(parameters / f"{name}.json", chosen)
 
     settle()
@@ -330,7 +330,7 @@ def test_every_combination_is_a_cell_with_its_parameters(tmp_path, monkeypatch):
         assert values.items() <= last.items() and first["model"] == values["model"]
         assert "beta" not in first
         assert last["n_prompts"] == 3 and last["judge"] == "smollm2-135m-instruct"
-        assert last["run"] == f"../runs/sweep-05_evaluation-smoke/{name}"
+        assert last["run"] == f"runs/sweep-05_evaluation-smoke/{name}"
 
 
 def test_a_file_says_the_same_as_the_command_line(project):
