@@ -19,14 +19,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUN := runs/$(PROFILE)
 NAMES := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
-EXECUTED := $(NAMES:%=$(RUN)/%.ipynb)
+MAIN := $(filter 00_% 01_% 02_% 03_% 04_% 05_%,$(NAMES))
 SNAKEMAKE := $(BIN)/snakemake --cores 1 --nolock --rerun-incomplete --scheduler greedy --quiet all \
 	--rerun-triggers params input mtime
 
-.PHONY: run parameters plan test smoke lint unit lab site sweep bench setup lock figures clean
+.PHONY: run course parameters plan test smoke lint unit lab site sweep bench setup lock figures clean
 
+# From the texts to the table of methods: notebooks 00 to 05.
 run: parameters
-	@$(SNAKEMAKE) --config ordered=1 -- $(EXECUTED)
+	@$(SNAKEMAKE) --config ordered=1 -- $(MAIN:%=$(RUN)/%.ipynb)
+	@$(BIN)/python scripts/notebooks.py report --profile $(PROFILE)
+
+# All notebooks.
+course: parameters
+	@$(SNAKEMAKE) --config ordered=1 -- $(NAMES:%=$(RUN)/%.ipynb)
 	@$(BIN)/python scripts/notebooks.py report --profile $(PROFILE)
 
 # One notebook, after those that it needs: `make runs/laptop/03_boundary.ipynb`.
@@ -50,7 +56,7 @@ test: lint $(VENV)/site-ready
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 unit smoke
 
 smoke:
-	@$(MAKE) --no-print-directory run PROFILE=smoke
+	@$(MAKE) --no-print-directory course PROFILE=smoke
 	@$(MAKE) --no-print-directory site PROFILE=smoke
 	@$(BIN)/python scripts/check_site.py runs/smoke/site/html --links
 

@@ -1,8 +1,9 @@
-"""Fit a boundary for a model, from the command line: `python -m sasa_lib fit MODEL --out FOLDER`."""
+"""Fit a boundary for a model: `python -m sasa_lib fit MODEL --out FOLDER`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def _layer(text: str) -> float | str:
 
 def write_fitted(options: argparse.Namespace) -> None:
     """Fit on four fifths of a corpus, measure and calibrate on the rest, and write the folder."""
+    nearest = next(folder for folder in (options.out, *options.out.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"nothing can be written to {options.out}: choose another folder")
     corpus = sl.load_corpus(
         options.corpus, path=options.path, max_examples=options.max_examples, seed=0
     )

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     run = PROJECT / "runs" / options.profile
     missing = [name for name in names(PROJECT / "notebooks") if name not in names(run)]
     if missing:
-        sys.exit(f"not executed: {', '.join(missing)}; `make run PROFILE={options.profile}`")
+        sys.exit(f"not executed: {', '.join(missing)}; `make course PROFILE={options.profile}`")
     build(run, run / "site")
     print(f"The site:  {(run / 'site' / 'html' / 'index.html').relative_to(PROJECT)}")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 
 ENVIRONMENT = """\
-# The conda view of requirements.txt; `make lock` writes both.
+# The conda view of requirements.txt, and the library; `make lock` writes both.
 name: sasa
 channels: [conda-forge]
 dependencies:
@@ -37,7 +37,7 @@ def main() -> None:
     header = "# Written by `make lock` from pyproject.toml.\n"
     (PROJECT / "requirements.txt").write_text(header + "".join(f"{line}\n" for line in lines))
     pins = "".join(f"      - {line}\n" for line in lines)
-    (PROJECT / "environment.yml").write_text(ENVIRONMENT + pins)
+    (PROJECT / "environment.yml").write_text(ENVIRONMENT + pins + "      - --editable .\n")
 
 
 if __name__ == "__main__":

@@ -253,16 +253,44 @@ def parameters_note(
 
 
 def report(profile: str) -> None:
-    """Print the result table and where everything lies."""
+    """Print the result table, what it means, where everything lies, and what it took."""
     run = Path("runs") / profile
     results = pd.read_csv(PROJECT / run / "results.csv")
     columns = ["model", "prompts", "method", "beta", "expected_max_toxicity", "toxic_rate"]
     columns += ["perplexity", "dist_2", "tokens_per_second"]
     print(f"\n{results[columns].round(3).to_string(index=False)}\n")
+    print(f"{meaning(pd.read_csv(PROJECT / run / 'matched.csv'))}\n")
+    print(f"Figure:                           {run}/figures/05_trade_off.png")
     print(f"All columns, with 95% intervals:  {run}/results.csv")
-    print(f"Executed notebooks:               {run}/*.ipynb")
-    print(f"The same to read in a browser:    {run}/*.html")
-    print(f"Figures:                          {run}/figures/")
+    print(f"Executed notebooks, and as HTML:  {run}/*.ipynb, *.html")
+    minutes = {path.stem: _minutes(path) for path in sorted((PROJECT / run).glob("[0-9]*.ipynb"))}
+    listed = ", ".join(f"{name[:2]}: {took:.1f}" for name, took in minutes.items())
+    print(f"Minutes:                          {listed}; together {sum(minutes.values()):.0f}")
+
+
+def meaning(matched: pd.DataFrame) -> str:
+    """Say in a sentence what the methods reach at the same fluency.
+
+    Parameters
+    ----------
+    matched : pandas.DataFrame
+        `method`, `ratio` and `expected_max_toxicity`, as notebook 5 writes them.
+    """
+    ratio = matched["ratio"].max()
+    reached = matched[matched["ratio"] == ratio].set_index("method")["expected_max_toxicity"]
+    plain = reached.pop("plain")
+    rad = reached.pop("rad")
+    best, least = reached.idxmin(), reached.min()
+    return (
+        f"At the same fluency (at most {ratio - 1:.0%} more perplexity) {best} takes expected "
+        f"maximum toxicity from {plain:.2f} to {least:.2f}, {1 - least / plain:.0%} less; RAD "
+        f"takes it to {rad:.2f}."
+    )
+
+
+def _minutes(executed: Path) -> float:
+    told = nbformat.read(executed, as_version=4).metadata.get("papermill", {})
+    return (told.get("duration") or 0) / 60
 
 
 def figures(profile: str) -> None:

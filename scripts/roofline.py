@@ -119,8 +119,9 @@ def method_passes(
     `read` is the tokens of a prompt, `batch` the sequences generated at once, at most.
     """
     new, full, k = values["max_new_tokens"], size.layers, values["top_k"] or 50
-    distinct = max(1, batch // values["n_generations"])  # prompts in a batch
-    rows, times = distinct * values["n_generations"], prompts / distinct
+    generations = values["n_generations"]
+    distinct = max(1, batch // generations)  # prompts in a batch
+    rows, times = distinct * generations, prompts / distinct
     phrase = read + (new - 1) / 2  # tokens before a candidate, on average over the steps
     first = min(k, max(2, A_PASS // rows))  # candidates judged first by the posterior form
 
@@ -148,7 +149,7 @@ def method_passes(
         reward = [Pass(size, times * new, rows * k, phrase, 0, full)]
     described = rows * len(values["debiased"]), read + PREFIX
     biased = [start(*described), drawn(*described)]
-    return {
+    passes = {
         "plain": (1, plain),
         "sasa": (len(values["beta"]), sasa(k, size.stop)),
         "sasa-posterior": (len(values["beta_posterior"]), posterior),
@@ -158,6 +159,11 @@ def method_passes(
         "word-filter": (1, plain),
         "sasa-posterior-filtered": (1, posterior),
     }
+    if "best-of" in values["methods"]:  # as many sequences more, in as many passes more
+        drawn_ones = values | {"methods": [], "n_generations": generations * values["best_of"]}
+        several = method_passes(size, drawn_ones, prompts, read, batch)["sasa-posterior"][1]
+        passes["best-of"] = len(values["beta_best"]), several
+    return {name: of for name, of in passes.items() if name in (values["methods"] or passes)}
 
 
 def estimate(
@@ -175,7 +181,7 @@ def estimate(
         return Pass(size, batches, CORPUS_BATCH / long, long, 0, layers)
 
     work = method_passes(size, values, number, read)
-    batches = number * generations / JUDGE_BATCH
+    batches = number * min(generations, values["n_read"]) / JUDGE_BATCH
     judging = Pass(judge, batches, JUDGE_BATCH, read + new, 0, judge.layers, heads=new)
     work["judge's perplexity"] = sum(runs for runs, _ in work.values()), [judging]
     again = {size.layer, size.layers} - set(size.extracted)

@@ -80,7 +80,7 @@ def measured(
     prompts = sl.load_prompts("embedded", subset="toxic").shuffle(seed=1).select(range(32))
     sampling = sl.runs.Sampling(generations=8)
     methods = {"plain": None} | {
-        f"{form}, beta {beta:g}": sl.SASA(boundary, beta, form=form, max_candidates=10, seed=0)
+        f"{form}-{beta:g}": sl.SASA(boundary, beta, form=form, max_candidates=10, seed=0)
         for form in ("margin", "posterior")
         for beta in BETAS
     }

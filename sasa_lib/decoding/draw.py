@@ -86,7 +86,7 @@ class CandidateDraw:
         Whether g is never above 0, so that not all candidates need be judged.
     together : bool
         Whether all candidates of a row must be judged in one pass.
-    expected : torch.Tensor, shape [batch, 1]
+    expected : torch.Tensor, shape [batch, 1], optional
         What the best candidate's g is expected to take from its logit, at most 0: with a bound,
         how many candidates are judged first follows from it, not which one is drawn.
     """
@@ -99,9 +99,9 @@ class CandidateDraw:
         unfinished: torch.Tensor,
         means: RunningMargins,
         *,
-        bounded: bool,
-        together: bool,
-        expected: torch.Tensor,
+        bounded: bool = False,
+        together: bool = True,
+        expected: torch.Tensor | None = None,
     ) -> None:
         self.order = (reference + noise).argsort(-1, descending=True)
         self.reference = reference.gather(1, self.order)
@@ -114,7 +114,10 @@ class CandidateDraw:
         self.bounded = bounded
         possible = (reference > float("-inf")).sum(-1)
         reach = self.reference + self.noise
-        needed = (reach > reach[:, :1] + expected).sum(-1) if bounded else possible
+        needed = possible
+        if bounded:
+            within_reach = reach[:, :1] + (0.0 if expected is None else expected)
+            needed = (reach > within_reach).sum(-1)
         needed = torch.where(unfinished, needed, 0).clamp(min=1)
         self.needed = needed
         self.first = int(possible.max()) if together else cheapest_first(needed.tolist())

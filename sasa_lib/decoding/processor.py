@@ -64,9 +64,7 @@ class SASALogitsProcessor(LogitsProcessor):
         means = self.sasa._means(self.model, input_ids, mask)
         everywhere = torch.ones_like(mask[:, 0]).bool()
         noise = torch.zeros_like(reference)
-        draw = CandidateDraw(
-            self.sasa._reweighted, reference, noise, everywhere, means, bounded=False
-        )
+        draw = CandidateDraw(self.sasa._reweighted, reference, noise, everywhere, means)
         phrases = self.sasa._phrases(self.model)
         phrases.begin(input_ids, mask, input_ids.shape[1] + 1, candidates.shape[1])
         phrases.extend(candidates.gather(1, draw.order), draw, final=True)

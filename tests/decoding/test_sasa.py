@@ -1,6 +1,7 @@
 """The decoder against the naive computation, against enumeration, and as a user meets it."""
 
 import math
+import warnings
 from collections import Counter
 from dataclasses import replace
 
@@ -13,7 +14,8 @@ from scipy.stats import chisquare, entropy
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from sasa_lib import SASA, Boundary
-from sasa_lib.decoding import PlainSampling, divergence
+from sasa_lib.decoding import PlainSampling, divergence, draw
+from sasa_lib.decoding import sasa as sasa_module
 from sasa_lib.decoding.repeated import RepeatedPhrases, obstacle
 
 VOCABULARY = 61
@@ -174,26 +176,45 @@ def test_an_attention_without_masks_is_named():
     )
 
 
+def as_many_as_the_row_says(input_ids, scores):
+    ranks = scores.argsort(-1, descending=True).argsort(-1)
+    return scores.masked_fill(ranks > torch.arange(len(scores))[:, None] % 7, -math.inf)
+
+
+@pytest.mark.parametrize("form", ["margin", "posterior"])
 @pytest.mark.parametrize("layer", [3, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_candidates_that_cannot_win_are_left_out_without_changing_the_draw(family, layer):
+def test_candidates_that_cannot_win_are_left_out_without_changing_the_draw(
+    family, layer, form, monkeypatch
+):
+    monkeypatch.setattr(draw, "A_PASS", 1)  # so that few rows make a second one worth it
     model = tiny_model(family)
     boundary = replace(random_boundary(model, layer), midpoint=np.zeros(32, dtype=np.float32))
     options = dict(do_sample=True, top_k=12, max_new_tokens=12, num_return_sequences=5)
+    if form == "margin":  # any that survives may win, but not as many survive in every row
+        options |= dict(logits_processor=[as_many_as_the_row_says])
     model.generate(**left_padded_prompts(), custom_generate=SASA(boundary, 0.0), **options)
     runs = []
     for record in (True, False):
         passes = []
         embedding = model.get_input_embeddings()
         hook = embedding.register_forward_hook(lambda _, args, __: passes.append(args[0].shape))  # noqa: B023
-        sasa = SASA(boundary, beta=4.0, form="posterior", seed=3, record=record)
+        sasa = SASA(boundary, beta=4.0, form=form, seed=3, record=record)
         runs.append(model.generate(**left_padded_prompts(), custom_generate=sasa, **options))
         hook.remove()
         if record:
-            assert passes[1:] == [(15, 12)] * 12
-    assert set(passes[1::]) - {(15, 2)}, "no draw was open after the first candidates"
-    assert sum(rows * width for rows, width in passes[1:]) < 15 * 12 * 12
+            assert len(passes) == 13 and {rows for rows, _ in passes[1:]} == {15}
+            whole = sum(rows * width for rows, width in passes[1:])
+    assert {rows for rows, _ in passes[1:]} - {15}, "no draw was open after the first candidates"
+    assert sum(rows * width for rows, width in passes[1:]) < whole
     torch.testing.assert_close(*runs)
+
+
+def test_as_many_candidates_come_first_as_make_both_passes_cheapest():
+    assert draw.cheapest_first([7]) == 7
+    assert draw.cheapest_first([1] * 25) == 1
+    assert draw.cheapest_first([2] * (draw.A_PASS + 20) + [9]) == 2  # a second pass for one row
+    assert draw.cheapest_first([2, 3]) == 3  # not for so little
 
 
 def closed_form(logits, margins, beta, form):
@@ -429,14 +450,23 @@ def test_scores_and_logits_are_returned_on_request():
     torch.testing.assert_close(torch.stack(output.logits, 1), plain, atol=1e-5, rtol=0)
 
 
-def test_an_open_candidate_set_is_capped_and_says_so_once():
+def test_an_open_candidate_set_is_capped_and_says_so_once(monkeypatch):
     model = tiny_model("llama")
-    sasa = SASA(random_boundary(model, 3), beta=1.0, max_candidates=5, record=True)
+    monkeypatch.setattr(sasa_module, "MOST_CANDIDATES", 5)
+    sasa = SASA(random_boundary(model, 3), beta=1.0, record=True)
     with pytest.warns(UserWarning, match="considers the 5 likeliest"):
         model.generate(
             torch.tensor([[5, 9]]), custom_generate=sasa, do_sample=True, top_k=0, max_new_tokens=2
         )
     assert sasa.trace.groupby("step").size().tolist() == [5, 5]
+    # Who names the number knows it.
+    sasa = SASA(random_boundary(model, 3), beta=1.0, max_candidates=4, record=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate(
+            torch.tensor([[5, 9]]), custom_generate=sasa, do_sample=True, top_k=0, max_new_tokens=2
+        )
+    assert sasa.trace.groupby("step").size().tolist() == [4, 4]
 
 
 @pytest.mark.parametrize(

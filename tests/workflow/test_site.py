@@ -138,7 +138,7 @@ def test_what_was_not_executed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(build_site, "PROJECT", tmp_path)
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "01_a.ipynb").touch()
-    with pytest.raises(SystemExit, match="not executed: 01_a; `make run PROFILE=laptop`"):
+    with pytest.raises(SystemExit, match="not executed: 01_a; `make course PROFILE=laptop`"):
         build_site.main([])
 
 
