@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import sasa_lib as sl
+from sasa_lib.checks import check_number
 from sasa_lib.decoding.sasa import FORMS
 
 
@@ -46,6 +47,7 @@ def _layer(text: str) -> float | str:
 
 def write_fitted(options: argparse.Namespace) -> None:
     """Fit on four fifths of a corpus, measure and calibrate on the rest, and write the folder."""
+    check_number("beta", options.beta, least=0)
     nearest = next(folder for folder in (options.out, *options.out.parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ValueError(f"nothing can be written to {options.out}: choose another folder")

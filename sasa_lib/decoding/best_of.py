@@ -19,6 +19,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from sasa_lib.checks import as_list, check_count, check_number
 from sasa_lib.decoding.method import Decoder, PlainSampling, further_inputs
+from sasa_lib.decoding.sasa import SASA
 from sasa_lib.subspace.boundary import Boundary
 from sasa_lib.subspace.embeddings import check_layer, hidden_states
 
@@ -32,7 +33,7 @@ class BestOf(Decoder):
     log(n) - (n - 1) / n nats of the law of the draws, in KL divergence, whatever the boundary and
     however long the response: for n = 4 that is 0.64 nats a response, or 0.03 a token of twenty.
     Time and memory are those of n times as many sequences, and of reading each once more up to
-    the boundary.
+    the boundary, unless a `SASA` draws them by the same boundary on means.
 
     Parameters
     ----------
@@ -132,7 +133,10 @@ class BestOf(Decoder):
             for tokens in sequences[:, input_ids.shape[1] :].tolist()
         ]
         texts = [(prompts[i // self.n], response) for i, response in enumerate(responses)]
-        margins = self._margins(model, texts).reshape(-1, self.n)
+        margins = self._had()
+        if margins is None:
+            margins = self._margins(model, texts)
+        margins = margins.reshape(-1, self.n)
         best = torch.from_numpy(margins.argmax(1) + self.n * np.arange(len(margins)))
         best = best.to(sequences.device)
         if streamer is not None:  # which response is kept is known only now
@@ -146,6 +150,17 @@ class BestOf(Decoder):
             scores=drawn.scores and tuple(step[best] for step in drawn.scores),
             logits=drawn.logits and tuple(step[best] for step in drawn.logits),
         )
+
+    def _had(self) -> np.ndarray | None:
+        """Weighted sum of the margins of the responses where drawing them has shown it."""
+        had = [
+            self.then.response_margins(one) if isinstance(self.then, SASA) else None
+            for one, _ in self.pairs
+        ]
+        if any(margins is None for margins in had):
+            return None
+        margins = sum(weight * of for of, (_, weight) in zip(had, self.pairs, strict=True))
+        return np.where(np.isnan(margins), -np.inf, margins)
 
     def _margins(
         self, model: PreTrainedModel, texts: Sequence[tuple[list[int], list[int]]]

@@ -68,6 +68,25 @@ class RunningMargins:
         self.weight = self.decay * self.weight + 1
 
 
+class DrawnMargins:
+    """Sums of the margins of every response's tokens, without the token that ends it."""
+
+    def __init__(self, boundaries: int, input_ids: torch.Tensor, ends: torch.Tensor | None) -> None:
+        self.ends = input_ids.new_empty(0) if ends is None else ends.to(input_ids.device)
+        self.sums = torch.zeros(boundaries, len(input_ids), device=input_ids.device)
+        self.numbers = torch.zeros(len(input_ids), device=input_ids.device)
+
+    def add(self, margins: torch.Tensor, unfinished: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Take in the drawn tokens [batch] with their margins [boundaries, batch]."""
+        counted = unfinished & ~torch.isin(tokens, self.ends)
+        self.sums += torch.where(counted, margins, 0)
+        self.numbers += counted
+
+    def mean(self) -> torch.Tensor:
+        """Margins of the mean embeddings, [boundaries, batch]; NaN where there is no token."""
+        return self.sums / self.numbers
+
+
 class CandidateDraw:
     """One step's draw: argmax of new logit + noise, over the candidates in `order`.
 

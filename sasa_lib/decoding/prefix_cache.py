@@ -255,6 +255,13 @@ class Phrases:
         """
         hidden: Hidden = {}
         outer, self.running = self.running, hidden
+        given: dict[int, tuple[object, object]] = {}  # most blocks are given the same objects
+
+        def alone(value: object) -> object:
+            if id(value) not in given:
+                found = _alone(value, width=candidates.shape[1], length=self.length)
+                given[id(value)] = value, found
+            return given[id(value)][1]
 
         def watch(layer: int, block: torch.nn.Module, args: tuple, kwargs: dict) -> tuple | None:
             if self.running is not hidden:  # a peek from within this pass has its own hooks
@@ -266,11 +273,11 @@ class Phrases:
                 return None
             if layer == self.narrows_at:
                 states = decide(hidden, states)
-            alone = partial(_alone, width=candidates.shape[1], length=self.length)
-            args, kwargs = tuple(map(alone, args)), {k: alone(v) for k, v in kwargs.items()}
-            if args:
-                return (states, *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": states}
+            kwargs = {
+                name: states if name == "hidden_states" else alone(value)
+                for name, value in kwargs.items()
+            }
+            return (states, *map(alone, args[1:])) if args else args, kwargs
 
         hooks = [
             block.register_forward_pre_hook(partial(watch, layer), with_kwargs=True)
@@ -304,14 +311,14 @@ class Phrases:
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         """Additive masks [rows, 1, candidates, length + candidates]."""
         prefix = self.visible[rows, : self.length]
-        itself = torch.eye(candidates, dtype=torch.bool, device=prefix.device)
-        itself = itself.expand(len(prefix), -1, -1)
+        least = torch.finfo(self.dtype).min
 
         def additive(prefix: torch.Tensor) -> torch.Tensor:
-            prefix = prefix[:, None].expand(-1, candidates, -1)
-            seen = torch.cat([prefix, itself], dim=-1)[:, None]
-            mask = torch.zeros(seen.shape, dtype=self.dtype, device=prefix.device)
-            return mask.masked_fill(~seen, torch.finfo(self.dtype).min)
+            shape = len(prefix), 1, candidates, self.length + candidates
+            mask = torch.full(shape, least, dtype=self.dtype, device=prefix.device)
+            mask[..., : self.length].masked_fill_(prefix[:, None, None], 0)
+            mask[..., self.length :].diagonal(dim1=-2, dim2=-1).zero_()
+            return mask
 
         if not self.window:
             return additive(prefix)

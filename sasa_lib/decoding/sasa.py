@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -29,7 +30,7 @@ from transformers.generation import GenerateDecoderOnlyOutput, LogitsProcessorLi
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from sasa_lib.checks import as_list, check_choice, check_count, check_number
-from sasa_lib.decoding.draw import CandidateDraw, RunningMargins, stacked
+from sasa_lib.decoding.draw import CandidateDraw, DrawnMargins, RunningMargins, stacked
 from sasa_lib.decoding.kl import within_budget
 from sasa_lib.decoding.method import Decoder, further_inputs, named
 from sasa_lib.decoding.noise import Noise, candidates_of
@@ -175,6 +176,7 @@ class SASA(Pretrained, Decoder):
         together = whole or self.form == "softmax" or self.max_kl is not None
         bounded = not together and (self.form == "posterior" or not any(b for _, b in self.pairs))
         means = self._means(model, input_ids, mask)
+        said = self._said = DrawnMargins(len(self.pairs), input_ids, config._eos_token_tensor)
         room = min(top_k or self.max_candidates, text_config(model).vocab_size)
         logits = phrases.begin(input_ids, mask, stopping_criteria.max_length, room)
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -200,7 +202,9 @@ class SASA(Pretrained, Decoder):
             drawn = draw.drawn()
             tokens = candidates.gather(1, drawn).squeeze(1)
             expected = draw.lost - SLACK
-            means.append(draw.margins.gather(2, drawn.expand(len(draw.margins), -1, 1)))
+            of_drawn = draw.margins.gather(2, drawn.expand(len(draw.margins), -1, 1))
+            means.append(of_drawn)
+            said.add(of_drawn[..., 0], unfinished, tokens)
             if self._record:
                 self._steps.append(draw.record(candidates))
             output.add_scores(candidates, draw.weighted)
@@ -222,6 +226,29 @@ class SASA(Pretrained, Decoder):
     def is_keyed(self) -> bool:
         """True: without a seed of its own, it draws one in every call."""
         return True
+
+    def response_margins(self, boundary: Boundary) -> np.ndarray | None:
+        """Scaled margins of the latest call's responses, had as they were drawn.
+
+        Parameters
+        ----------
+        boundary : Boundary
+
+        Returns
+        -------
+        numpy.ndarray of float64, shape [batch], or None
+            Of their mean embeddings; NaN for a response without tokens. None where the boundary
+            is none of this SASA's, is not of means, or saw more than the drawn tokens.
+        """
+        prints = [one.fingerprint() for one, _ in self.pairs]
+        if boundary.fingerprint() not in prints or (self.phrase, boundary.pooling) != (
+            "candidate",
+            "mean",
+        ):
+            return None
+        place = prints.index(boundary.fingerprint())
+        unit = 1.0 if self.scaled else boundary.scale
+        return self._said.mean()[place].double().cpu().numpy() / unit
 
     def with_max_kl(self, max_kl: float | None) -> SASA:
         """Return the same SASA with another budget, or with none."""

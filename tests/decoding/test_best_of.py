@@ -114,6 +114,34 @@ def test_several_values_are_weighed_and_any_decoder_may_draw(tiny, pooling):
     torch.testing.assert_close(kept, draws[torch.from_numpy(chosen)])
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("form", ["margin", "posterior"])
+def test_margins_had_while_drawing_are_those_of_reading_again(tiny, monkeypatch, form, scaled):
+    model, tokenizer = tiny
+    model.generation_config.eos_token_id = tokenizer("the")["input_ids"][0]
+    one = replace(tiny_boundary(), scale=0.5)
+    other = replace(one, normal=one.normal[::-1].copy(), layer=2).of(model)
+    sasa = sl.SASA([(one, 1.0), (other, 0.5)], form=form, scaled=scaled, seed=3)
+    best = sl.BestOf([(other, 1.0), (one, -2.0)], 30, then=sasa)
+    read = []
+    again = best._margins
+    monkeypatch.setattr(best, "_margins", lambda *given: read.append(given))
+    ids = tokenizer([PROMPT, PROMPT], return_tensors="pt")["input_ids"]
+    model.generate(ids, custom_generate=best, **SAMPLING | {"top_k": 20, "max_new_tokens": 6})
+    assert not read, "nothing is read again"
+    margins = best._had()
+    # The same draws once more, as tokens.
+    draws = model.generate(
+        ids, custom_generate=sasa, num_return_sequences=30,
+        **SAMPLING | {"top_k": 20, "max_new_tokens": 6},
+    )  # fmt: skip
+    end, at = model.generation_config.eos_token_id, ids.shape[1]
+    responses = [row[: row.index(end)] if end in row else row for row in draws[:, at:].tolist()]
+    expected = again(model, [(ids[0].tolist(), response) for response in responses])
+    assert np.isneginf(expected).any() and len({len(r) for r in responses}) > 2
+    np.testing.assert_allclose(margins, expected, atol=1e-5)
+
+
 def test_an_empty_response_is_kept_only_where_all_are_empty(tiny):
     model, tokenizer = tiny
     model.generation_config.eos_token_id = tokenizer("the")["input_ids"][0]

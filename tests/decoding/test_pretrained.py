@@ -106,7 +106,7 @@ def test_the_command_line_says_in_a_sentence_what_is_wrong(tmp_path, arguments, 
 
 def test_the_command_line_looks_first_where_it_is_to_write(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match="nothing can be written to .*mine: choose another"):
+    with pytest.raises(SystemExit, match=r"nothing can be written to .*mine: choose another"):
         command.main(["fit", "no-such-model", "--out", str(tmp_path / "file" / "mine")])
 
 
