@@ -50,6 +50,7 @@ $facts
 
 ```python
 import sasa_lib as sl
+
 model, tokenizer = sl.load_lm("$model")
 boundary = sl.Boundary.from_pretrained("$name")
 inputs = tokenizer("He looked at me and said", return_tensors="pt").to(model.device)

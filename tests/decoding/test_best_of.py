@@ -118,7 +118,9 @@ def test_several_values_are_weighed_and_any_decoder_may_draw(tiny, pooling):
 @pytest.mark.parametrize("form", ["margin", "posterior"])
 def test_margins_had_while_drawing_are_those_of_reading_again(tiny, monkeypatch, form, scaled):
     model, tokenizer = tiny
-    model.generation_config.eos_token_id = tokenizer("the")["input_ids"][0]
+    ids = tokenizer([PROMPT, PROMPT], return_tensors="pt")["input_ids"]
+    with torch.no_grad():  # so that some responses end at once
+        model.generation_config.eos_token_id = int(model(ids).logits[0, -1].argmax())
     one = replace(tiny_boundary(), scale=0.5)
     other = replace(one, normal=one.normal[::-1].copy(), layer=2).of(model)
     sasa = sl.SASA([(one, 1.0), (other, 0.5)], form=form, scaled=scaled, seed=3)
@@ -126,7 +128,6 @@ def test_margins_had_while_drawing_are_those_of_reading_again(tiny, monkeypatch,
     read = []
     again = best._margins
     monkeypatch.setattr(best, "_margins", lambda *given: read.append(given))
-    ids = tokenizer([PROMPT, PROMPT], return_tensors="pt")["input_ids"]
     model.generate(ids, custom_generate=best, **SAMPLING | {"top_k": 20, "max_new_tokens": 6})
     assert not read, "nothing is read again"
     margins = best._had()

@@ -54,7 +54,7 @@ def test_the_card_says_what_the_metadata_say(boundary, tmp_path):
         assert said in card.text
     assert 'custom_generate="' not in card.text
     code = card.text.partition("```python\n")[2].partition("```")[0]
-    assert len(compile(code, "card", "exec").co_code) and len(code.strip().splitlines()) == 6
+    assert len(compile(code, "card", "exec").co_code) and len(code.strip().splitlines()) == 7
 
     boundary.save_pretrained(tmp_path, license="apache-2.0")
     assert ModelCard.load(tmp_path / "README.md").data.license == "apache-2.0"
