@@ -8,6 +8,7 @@ What is here is imported when it is asked for, so that nobody pays for what they
 """
 
 from importlib import import_module
+from types import ModuleType
 
 from sasa_lib import _moved
 
@@ -70,14 +71,24 @@ __all__ = sorted({*NAMES, *MODULES, *ROOMS})
 
 def __getattr__(name: str) -> object:
     if name in NAMES:
-        return getattr(import_module(f"sasa_lib.{NAMES[name]}"), name)
+        return getattr(_module(NAMES[name]), name)
     if name in MODULES:
-        return import_module(f"sasa_lib.{MODULES[name]}")
-    if name in ROOMS:
-        return import_module(f"sasa_lib.{name}")
-    if name in _moved.MODULES:
-        return import_module(f"sasa_lib.{name}")
+        return _module(MODULES[name])
+    if name in ROOMS or name in _moved.MODULES:
+        return _module(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _module(place: str) -> ModuleType:
+    try:
+        return import_module(f"sasa_lib.{place}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sasa_lib"):
+            raise
+        raise ImportError(
+            f"sasa_lib.{place} needs {error.name}, which is not installed: "
+            "python -m pip install 'sasa-lib[notebooks]'"
+        ) from error
 
 
 def __dir__() -> list[str]:

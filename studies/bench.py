@@ -14,10 +14,12 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -48,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="only 25 sequences and one")
     parser.add_argument("--memory", nargs=2, metavar=("MODEL", "METHOD"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -55,18 +58,21 @@ def main() -> None:
         print(peak_memory(*arguments.memory))
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
+    settings = SETTINGS[:2] if arguments.quick else SETTINGS
     for name in EMBEDDED:
-        measure_speed(name, arguments.repetitions)
-        measure_extraction(name, arguments.repetitions)
-        measure_memory(name)
+        measure_speed(name, arguments.repetitions, settings)
+        measure_judging(name, arguments.repetitions)
+        if not arguments.quick:
+            measure_extraction(name, arguments.repetitions)
+            measure_memory(name)
     report()
 
 
-def measure_speed(name: str, repetitions: int) -> None:
+def measure_speed(name: str, repetitions: int, settings: list[dict[str, int]]) -> None:
     """Seconds of every method in every setting."""
     wanted = [
         {"model": name, "method": method, "repetition": repetition, **setting}
-        for setting in SETTINGS
+        for setting in settings
         for repetition in range(repetitions)
         for method in (AT_BASE if setting == BASE else EVERYWHERE)
     ]
@@ -127,6 +133,51 @@ def run(
     return time.perf_counter() - start
 
 
+def measure_judging(name: str, repetitions: int) -> None:
+    """Seconds of generating 16 x 8 texts, and of the other model's reading them, or 3 of 8."""
+    if any(row["model"] == name for row in measurements("judging")):
+        return
+    (judge,) = set(EMBEDDED) - {name}
+    prompts = list(sl.load_prompts("embedded", subset="toxic")["prompt"])[:16]
+    sampling = sl.runs.Sampling(generations=8)
+    loaded, (judging, tokenizer) = sl.load_lm(name), sl.load_lm(judge)
+    for repetition in range(repetitions + 1):  # the first one warms up, and is checked
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            texts = sl.runs.generate(
+                *loaded, prompts, sampling, folder=folder, method="plain", progress=False
+            )
+            row = {"model": name, "repetition": repetition, "device": device()}
+            row["generating"] = time.perf_counter() - start
+        few = texts[texts["generation"] < 3]
+        for which, table in (("few", few), ("all", texts)):
+            start = time.perf_counter()
+            found, _ = sl.likelihood.negative_log_likelihoods(
+                judging, tokenizer, table["prompt"], table["text"], progress=False
+            )
+            row[which] = time.perf_counter() - start
+        if repetition:
+            append("judging", row)
+            continue
+        pairs = zip(texts["prompt"], texts["text"], strict=True)
+        alone = np.array([loss_of(judging, tokenizer, *pair) for pair in pairs])
+        error = float(max(abs(found - alone) / (1 + alone)))
+        print(f"likelihoods by {judge}: largest relative error {error:.1e}")
+        if error > 1e-4:
+            sys.exit("they are not those of each text by itself")
+
+
+def loss_of(model: object, tokenizer: object, prompt: str, text: str) -> float:
+    """Negative log-likelihood of a text behind its prompt, in nats, by the model's own loss."""
+    before = tokenizer(prompt)["input_ids"]
+    after = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([before + after], device=model.device)
+    labels = ids.clone()
+    labels[:, : len(before)] = -100
+    with torch.no_grad():
+        return float(model(ids, labels=labels).loss) * len(after) if after else 0.0
+
+
 def measure_extraction(name: str, repetitions: int) -> None:
     """Seconds of `extract` and of the model's bare forward passes over the same batches."""
     if any(row["model"] == name for row in measurements("extraction")):
@@ -182,6 +233,12 @@ def report() -> None:
     table = ratios(speed)
     table.to_csv(FOLDER / "speed.csv", index=False)
     print(markdown(table))
+    judging = pd.DataFrame(measurements("judging"))
+    for which in ("few", "all"):
+        judging[which] = judging[which] / judging["generating"]
+        print(judging.groupby("model")[which].agg(["median", "min", "max"]).round(2))
+    if not measurements("extraction"):
+        return
     extraction = pd.DataFrame(measurements("extraction"))
     for layer in ("layer -1", "layer 0.4"):
         extraction[layer] = extraction["bare"] / extraction[layer]

@@ -1,6 +1,8 @@
 """Every public name of release 0.1 still imports, and notebooks and docs use no old one."""
 
 import re
+import subprocess
+import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -94,3 +96,19 @@ def test_what_pages_and_notebooks_name_is_there_under_that_name(page):
             getattr(import_module(module), name, None) or import_module(f"{module}.{name}")
         for path in re.findall(r"`sasa_lib/([\w/]+\.py)`", text):
             assert (PROJECT / "sasa_lib" / path).is_file(), path
+
+
+def test_what_notebooks_alone_need_is_named_with_what_installs_it():
+    code = """
+import sys
+sys.modules["matplotlib"] = None
+import sasa_lib as sl
+sl.SASA, sl.metrics
+try:
+    sl.plots
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "course.plots needs matplotlib, which is not installed" in done.stdout
+    assert "pip install 'sasa-lib[notebooks]'" in done.stdout

@@ -6,6 +6,7 @@ classes meet, line style or marker differs as well.
 """
 
 import lazy_loader
+import matplotlib  # noqa: F401  # where it is missing, asking for `sl.plots` says so
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
