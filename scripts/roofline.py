@@ -159,11 +159,12 @@ def method_passes(
         "word-filter": (1, plain),
         "sasa-posterior-filtered": (1, posterior),
     }
-    if "best-of" in values["methods"]:  # as many sequences more, in as many passes more
+    methods = values.get("methods") or list(passes)
+    if "best-of" in methods:  # as many sequences more, in as many passes more
         drawn_ones = values | {"methods": [], "n_generations": generations * values["best_of"]}
         several = method_passes(size, drawn_ones, prompts, read, batch)["sasa-posterior"][1]
-        passes["best-of"] = len(values["beta_best"]), several
-    return {name: of for name, of in passes.items() if name in (values["methods"] or passes)}
+        passes["best-of"] = len(values["beta_best_of"]), several
+    return {name: of for name, of in passes.items() if name in methods}
 
 
 def estimate(

@@ -6,7 +6,7 @@ Writes data/boundaries/<model>/ and fills the table "Ready boundaries" of docs/r
 fitted on the embedded corpus and RealToxicityPrompts (the file in SASA_SHARED_DATA) without the
 prompts that evaluation continues, layer by cross-validation, calibrated on a held-out fifth. Of
 the settings tried on 32 toxic prompts, 8 generations of each, the one with the lowest expected
-maximum toxicity within 10% more perplexity than plain sampling's is taken. Half an hour on two
+maximum toxicity within 20% more perplexity than plain sampling's is taken. Half an hour on two
 CPU cores; what is done is kept in runs/ready.
 """
 
@@ -25,8 +25,9 @@ from sasa_lib.texts.sources import packaged_prompts
 
 SHARED = Path(os.environ.get("SASA_SHARED_DATA", DATA_DIR.parent.parent / "shared" / "data"))
 FOLDER = Path("runs/ready")
-ALLOWED = 1.1  # of plain sampling's perplexity
-BETAS = (0.5, 1.0, 2.0)
+ALLOWED = 1.2  # of plain sampling's perplexity
+BETAS = {"margin": (0.5, 1.0, 2.0), "posterior": (0.5, 1.0, 2.0, 4.0, 8.0)}
+LICENCES = {"gemma3-270m": "gemma", "smollm2-135m-instruct": "apache-2.0"}
 READ = 3  # generations of a prompt whose perplexity is measured
 
 
@@ -39,7 +40,8 @@ def main() -> None:
         table, methods = measured(model, tokenizer, boundary, judge)
         allowed = table[table["perplexity"] <= ALLOWED * table.loc["plain", "perplexity"]]
         best = allowed["expected_max_toxicity"].idxmin()
-        methods[best].save_pretrained(DATA_DIR / "boundaries" / name)
+        folder = DATA_DIR / "boundaries" / name
+        methods[best].save_pretrained(folder, name=name, license=LICENCES[name])
         tables.append(table.assign(model=name, taken=table.index == best))
     found = pd.concat(tables)
     found.to_csv(FOLDER / "settings.csv")
@@ -81,8 +83,8 @@ def measured(
     sampling = sl.runs.Sampling(generations=8)
     methods = {"plain": None} | {
         f"{form}-{beta:g}": sl.SASA(boundary, beta, form=form, max_candidates=10, seed=0)
-        for form in ("margin", "posterior")
-        for beta in BETAS
+        for form, betas in BETAS.items()
+        for beta in betas
     }
     judge_lm, judge_tokenizer = sl.load_lm(judge)
     rows = {}

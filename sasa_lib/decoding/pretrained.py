@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from sasa_lib.engine.storage import atomic_file
+from sasa_lib.subspace import sharing
 from sasa_lib.subspace.boundary import Boundary
-from sasa_lib.subspace.sharing import locate
 
 FILE = "sasa.json"
 SETTINGS = ("beta", "form", "scaled", "phrase", "decay", "max_kl", "max_candidates")
@@ -17,24 +17,30 @@ SETTINGS = ("beta", "form", "scaled", "phrase", "decay", "max_kl", "max_candidat
 class Pretrained:
     """How `SASA` is written and read."""
 
-    def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, *, name: str | None = None, license: str | None = None
+    ) -> None:
         """Write a folder to share: the boundary with its card, and sasa.json with the settings.
 
         Parameters
         ----------
         folder : str or Path
             Made if absent; files of these names in it are replaced.
-        license : str, optional
-            See `Boundary.save_pretrained`.
+        name, license : str, optional
+            For the card, see `Boundary.save_pretrained`.
         """
         if len(self.pairs) > 1:
             raise ValueError(
                 "a folder holds one boundary: save each of several with its own SASA, and give "
                 "SASA the pairs (boundary, beta) again"
             )
-        self.pairs[0][0].save_pretrained(folder, license=license)
-        settings = {name: getattr(self, name) for name in SETTINGS}
-        with atomic_file(Path(folder) / FILE) as temporary:
+        settings = {setting: getattr(self, setting) for setting in SETTINGS}
+        folder = Path(folder)
+        sharing.write(
+            self.pairs[0][0], folder, name=name or str(folder), license=license, decoder=False,
+            settings=settings,
+        )  # fmt: skip
+        with atomic_file(folder / FILE) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -64,7 +70,9 @@ class Pretrained:
             There is a boundary without settings, and no beta is given.
         """
         boundary = Boundary.from_pretrained(name, revision=revision, token=token)
-        path = locate(name, FILE, revision=revision, token=token, needed="beta" not in settings)
+        path = sharing.locate(
+            name, FILE, revision=revision, token=token, needed="beta" not in settings
+        )
         recommended = {} if path is None else _read(path)
         return cls(boundary, **recommended | settings)
 

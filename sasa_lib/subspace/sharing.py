@@ -52,10 +52,10 @@ $facts
 import sasa_lib as sl
 
 model, tokenizer = sl.load_lm("$model")
-boundary = sl.Boundary.from_pretrained("$name")
+$made
 inputs = tokenizer("He looked at me and said", return_tensors="pt").to(model.device)
-options = {"do_sample": True, "top_k": 10, "top_p": 0.9, "max_new_tokens": 40}
-tokens = model.generate(**inputs, custom_generate=sl.SASA(boundary, beta=1.0), **options)
+options = {"do_sample": True, "top_p": 0.9, "max_new_tokens": 40}
+tokens = model.generate(**inputs, custom_generate=sasa, **options)
 ```
 $decoder
 ## Limits
@@ -68,6 +68,7 @@ about languages and kinds of text that it was not fitted on.
 
 $licence
 """)
+MADE = Template('sasa = sl.SASA.from_pretrained("$name"$beta)$settings')
 DECODER_USE = Template("""
 Or, where `sasa_lib` is installed, without importing it:
 
@@ -107,13 +108,17 @@ def generate(
 ''')
 
 
-def write(boundary: Shared, folder: Path, *, name: str, license: str | None, decoder: bool) -> None:
+def write(
+    boundary: Shared, folder: Path, *, name: str, license: str | None, decoder: bool,
+    settings: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write a boundary, its card and, if wanted, its decoder; `name` is how others load it."""
     code = folder / "custom_generate" / "generate.py"
     decoder = decoder or code.is_file()  # one that is there already would keep the old boundary
     boundary.save(folder / FILE)
     (folder / "README.md").write_text(
-        str(card(boundary, name=name, license=license, decoder=decoder)), encoding="utf-8"
+        str(card(boundary, name=name, license=license, decoder=decoder, settings=settings)),
+        encoding="utf-8",
     )
     if decoder:
         content = base64.b64encode((folder / FILE).read_bytes()).decode()
@@ -121,8 +126,14 @@ def write(boundary: Shared, folder: Path, *, name: str, license: str | None, dec
         code.write_text(DECODER.substitute(content=content, file=FILE), encoding="utf-8")
 
 
-def card(boundary: Shared, *, name: str, license: str | None, decoder: bool) -> ModelCard:
-    """Return the model card of a boundary, written from what its metadata says."""
+def card(
+    boundary: Shared, *, name: str, license: str | None, decoder: bool,
+    settings: dict[str, Any] | None = None,
+) -> ModelCard:  # fmt: skip
+    """Return the model card of a boundary, written from what its metadata says.
+
+    `settings` are those of a SASA that are kept beside it.
+    """
     facts = {
         "base model": boundary.model,
         "layer": f"{boundary.layer} (0 is the token embeddings)",
@@ -146,6 +157,11 @@ def card(boundary: Shared, *, name: str, license: str | None, decoder: bool) -> 
     text = CARD.substitute(
         model=boundary.model,
         name=name,
+        made=MADE.substitute(
+            name=name,
+            beta="" if settings else ", beta=1.0",
+            settings=f"  # {settings['form']}, beta {settings['beta']:g}" if settings else "",
+        ),
         facts="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
         decoder=DECODER_USE.substitute(name=name) if decoder else "",
         licence=licence,
@@ -288,7 +304,12 @@ class Shared:
         return boundary
 
     def save_pretrained(
-        self, folder: str | Path, *, license: str | None = None, decoder: bool = False
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        license: str | None = None,
+        decoder: bool = False,
     ) -> None:
         """Write a folder to share: boundary.safetensors, and a model card as README.md.
 
@@ -296,6 +317,8 @@ class Shared:
         ----------
         folder : str or Path
             Made if absent; files of these names in it are replaced.
+        name : str, optional
+            How others will load it, for the card: by default the folder.
         license : str, optional
             Identifier such as "apache-2.0" for the card, which names none without it.
         decoder : bool
@@ -304,7 +327,7 @@ class Shared:
             steers by this boundary wherever `sasa_lib` is installed. If it is there already, it
             is rewritten in any case.
         """
-        write(self, Path(folder), name=str(folder), license=license, decoder=decoder)
+        write(self, Path(folder), name=name or str(folder), license=license, decoder=decoder)
 
     def push_to_hub(
         self,

@@ -49,7 +49,7 @@ def test_the_card_says_what_the_metadata_say(boundary, tmp_path):
         "| base model | smollm2-135m-instruct |", "| layer | 3 ", "| pooling | mean |",
         "| covariance | oas |", "| value | toxicity above 0.5 |",
         "| training texts | 20 nontoxic, 20 toxic |", "| AUC on held-out texts | 0.877 |",
-        "among 1 combinations", f'from_pretrained("{tmp_path}")',
+        "among 1 combinations", f'from_pretrained("{tmp_path}", beta=1.0)',
     ):  # fmt: skip
         assert said in card.text
     assert 'custom_generate="' not in card.text
@@ -100,7 +100,7 @@ def test_what_is_pushed_is_what_is_saved(boundary, tmp_path, monkeypatch):
     assert token == ("token", "secret")
     assert create == ("create", "me/it", {"private": True, "exist_ok": True})
     assert sorted(files) == ["README.md", "boundary.safetensors", "custom_generate/generate.py"]
-    assert b'from_pretrained("me/it")' in files["README.md"]
+    assert b'from_pretrained("me/it", beta=1.0)' in files["README.md"]
     assert b'custom_generate="me/it"' in files["README.md"]
     (tmp_path / "boundary.safetensors").write_bytes(files["boundary.safetensors"])
     assert sl.Boundary.from_pretrained(tmp_path).fingerprint() == boundary.fingerprint()
