@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 NONTOXIC, TOXIC = "#0072B2", "#D55E00"
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.45")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.45", "#661100")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LABEL_HEIGHT = 13  # points
 # Where the label of a point may lie, in points from it.
 LABEL_PLACES = [
@@ -35,7 +35,7 @@ METHOD_NAMES = {
     "rad": "RAD",
     "word-filter": "word filter",
 }
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
 
 
 def set_style() -> None:
