@@ -20,7 +20,7 @@ READY := $(VENV)/ready
 RUN := runs/$(PROFILE)
 NAMES := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
 MAIN := $(filter 00_% 01_% 02_% 03_% 04_% 05_%,$(NAMES))
-SNAKEMAKE := $(BIN)/snakemake --cores 1 --nolock --rerun-incomplete --scheduler greedy --quiet all \
+SNAKEMAKE := $(BIN)/snakemake --cores $(or $(OMP_NUM_THREADS),all) --nolock --rerun-incomplete --scheduler greedy --quiet all \
 	--rerun-triggers params input mtime
 
 .PHONY: run course parameters plan test smoke lint unit lab site sweep bench setup lock figures clean

@@ -42,6 +42,8 @@ rule notebook:
         library=library,
         source=lambda w: digest(f"notebooks/{w.notebook}.ipynb"),
         parameters=lambda w: digest(f"runs/{w.run}/parameters/{w.notebook}.json"),
+    # Of which Snakemake tells torch: all, unless a sweep runs several notebooks at once.
+    threads: int(config.get("threads", workflow.cores))
     output:
         executed="runs/{run}/{notebook}.ipynb",
         page="runs/{run}/{notebook}.html",

@@ -95,16 +95,18 @@ def run(sweep: Sweep) -> list[str]:
         f"{len(sweep.cells)} cells of {', '.join(sweep.chain)}, {sweep.jobs} at a time",
         file=sys.stderr,
     )
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // sweep.jobs))
+    threads = int(os.environ.get("OMP_NUM_THREADS") or (os.cpu_count() or 1) // sweep.jobs) or 1
+    cores = str(sweep.jobs * threads)
     snakemake = [
-        *(sys.executable, "-m", "snakemake", "--cores", str(sweep.jobs), "--keep-going"),
+        *(sys.executable, "-m", "snakemake", "--cores", cores, "--keep-going"),
         *("--nolock", "--rerun-incomplete", "--scheduler", "greedy", "--quiet", "all"),
-        *("--rerun-triggers", "params", "input", "mtime", "--config", "log=1", "--"),
+        *("--rerun-triggers", "params", "input", "mtime", "--config", "log=1"),
+        *(f"threads={threads}", "--"),
     ]
     files = [path.relative_to(notebooks.PROJECT) for paths in targets.values() for path in paths]
     subprocess.run(
         [*snakemake, *map(str, files)],
-        cwd=notebooks.PROJECT, env=os.environ | {"OMP_NUM_THREADS": threads}, check=False,
+        cwd=notebooks.PROJECT, check=False,
     )  # fmt: skip
     done = [cell for cell, paths in targets.items() if all(path.is_file() for path in paths)]
     for cell in sweep.cells.keys() - set(done):

@@ -137,9 +137,10 @@ class CandidateDraw:
         if bounded:
             within_reach = reach[:, :1] + (0.0 if expected is None else expected)
             needed = (reach > within_reach).sum(-1)
-        needed = torch.where(unfinished, needed, 0).clamp(min=1)
-        self.needed = needed
-        self.first = int(possible.max()) if together else cheapest_first(needed.tolist())
+        if not together:
+            needed = torch.where(unfinished, needed, 0).clamp(min=1)
+        self.numbers = needed.tolist()
+        self.first = max(self.numbers) if together else cheapest_first(self.numbers)
         self._drawn: torch.Tensor | None = None
 
     def judge(self, hidden: Hidden) -> None:
@@ -150,15 +151,14 @@ class CandidateDraw:
 
     def undecided(self) -> tuple[torch.Tensor, int]:
         """Rows that are not decided yet, and how many candidates they need."""
-        needed = self.needed
-        if self.bounded:
+        numbers = self.numbers
+        if self.bounded and self.first < self.weighted.shape[1]:
             # In `order`, what is within reach comes first.
             reached = (self.weighted + self.noise).amax(-1, keepdim=True)
             needed = (self.reference + self.noise > reached).sum(-1)
-            needed = torch.where(self.unfinished, needed, 0)
-        numbers = needed.tolist()
+            numbers = torch.where(self.unfinished, needed, 0).tolist()
         rows = [row for row, number in enumerate(numbers) if number > self.first]
-        return torch.tensor(rows, dtype=torch.long, device=needed.device), max(numbers)
+        return torch.tensor(rows, dtype=torch.long, device=self.order.device), max(numbers)
 
     def judge_further(self, hidden: Hidden, rows: torch.Tensor) -> None:
         """Take in the hidden states of further candidates of some rows."""
@@ -171,11 +171,7 @@ class CandidateDraw:
         """Column of the candidate that each row draws, [rows, 1], once all needed are judged."""
         if self._drawn is None:
             best, self._drawn = (self.weighted + self.noise).max(-1, keepdim=True)
-            if not best.isfinite().all():  # NaN counts as the best
-                raise ValueError(
-                    "the margins of some candidates are not finite, so nothing can be drawn: load "
-                    "the model with dtype='float32' or 'bfloat16'"
-                )
+            self.is_finite = best.isfinite().all()  # NaN counts as the best
         return self._drawn
 
     @property
@@ -194,6 +190,15 @@ class CandidateDraw:
             "unfinished": self.unfinished,
         }
         return {name: value.cpu() for name, value in entry.items()}
+
+
+def check_drawn(is_finite: bool) -> None:
+    """Raise ValueError unless the best of every row's candidates was finite."""
+    if not is_finite:
+        raise ValueError(
+            "the margins of some candidates are not finite, so nothing can be drawn: load the "
+            "model with dtype='float32' or 'bfloat16'"
+        )
 
 
 def cheapest_first(needed: Sequence[int]) -> int:

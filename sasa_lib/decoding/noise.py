@@ -125,10 +125,12 @@ def candidates_of(
             logits = torch.full_like(logits, float("-inf")).scatter(1, tokens, scores)
     if at is None or processors:
         scores, tokens = processors(input_ids, logits), None
-    survivors = int((~(scores == float("-inf"))).sum(-1).max())
+    number = (~(scores == float("-inf"))).sum(-1).max()
+    survivors, is_finite = torch.stack([number, scores.amax(-1).isfinite().all()]).tolist()
     if tokens is None:
         scores, tokens = scores.topk(max(1, min(survivors, most or survivors)), dim=-1)
-    _check(scores)
+    if not is_finite:  # NaN counts as best
+        _check(scores)
     if most is not None and scores.shape[-1] > most:
         scores, order = scores.topk(most, dim=-1)
         tokens = tokens.gather(1, order)

@@ -8,7 +8,7 @@ import torch
 from transformers import LogitsProcessor, PreTrainedModel
 from transformers.generation import LogitsProcessorList
 
-from sasa_lib.decoding.draw import CandidateDraw
+from sasa_lib.decoding.draw import CandidateDraw, check_drawn
 from sasa_lib.decoding.noise import candidates_of
 from sasa_lib.decoding.sasa import SASA
 from sasa_lib.engine.models import language_model
@@ -68,6 +68,8 @@ class SASALogitsProcessor(LogitsProcessor):
         phrases = self.sasa._phrases(self.model)
         phrases.begin(input_ids, mask, input_ids.shape[1] + 1, candidates.shape[1])
         phrases.extend(candidates.gather(1, draw.order), draw, final=True)
+        draw.drawn()
+        check_drawn(bool(draw.is_finite))
         # Beams add these up, so they must be log-probabilities.
         weighted = draw.weighted.log_softmax(-1)
         return torch.full_like(scores, float("-inf")).scatter(

@@ -30,7 +30,13 @@ from transformers.generation import GenerateDecoderOnlyOutput, LogitsProcessorLi
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from sasa_lib.checks import as_list, check_choice, check_count, check_number
-from sasa_lib.decoding.draw import CandidateDraw, DrawnMargins, RunningMargins, stacked
+from sasa_lib.decoding.draw import (
+    CandidateDraw,
+    DrawnMargins,
+    RunningMargins,
+    check_drawn,
+    stacked,
+)
 from sasa_lib.decoding.kl import within_budget
 from sasa_lib.decoding.method import Decoder, further_inputs, named
 from sasa_lib.decoding.noise import Noise, candidates_of
@@ -213,7 +219,10 @@ class SASA(Pretrained, Decoder):
             input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)
             output.stream(tokens)
             unfinished = unfinished & ~stopping_criteria(input_ids, tuple(output.scores) or None)
-            finished = not unfinished.any()
+            # One question to the device, not two.
+            is_finite, going = torch.stack([draw.is_finite, unfinished.any()]).tolist()
+            check_drawn(is_finite)
+            finished = not going
         return output.of(input_ids, phrases.hidden_states[:-1])
 
     @property
