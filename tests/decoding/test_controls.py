@@ -85,7 +85,7 @@ def test_a_sentence_before_the_prompt_is_plain_sampling_of_both(tiny):
 def test_a_sentence_that_does_not_fit_is_refused(tiny):
     model, tokenizer = tiny
     method = PromptOnly(tokenizer, "the cat " * 40)
-    with pytest.raises(ValueError, match="the sentence with prompt and text has .* tokens"):
+    with pytest.raises(ValueError, match=r"the sentence with prompt and text has .* tokens"):
         model.generate(**inputs_of(tokenizer), custom_generate=method, **SAMPLING)
 
 

@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "dexperts": ["DExperts", "train_expert"],
         "mean_difference": ["MeanDifference"],
         "prompt_only": ["PromptOnly"],
         "rad": ["RAD"],
