@@ -52,6 +52,7 @@ MODULES = {
     "interference": "evaluation.interference",
     "judging": "evaluation.judging",
     "likelihood": "evaluation.likelihood",
+    "matched": "evaluation.matched",
     "metrics": "evaluation.metrics",
     "runs": "evaluation.runs",
     "sampling": "evaluation.sampling",

@@ -97,7 +97,7 @@ NAMES = {
         "JUDGED_AT_ONCE": "evaluation.judging",
         "PEAK_RESET": "evaluation.cost",
         "PROCESS_STATUS": "evaluation.cost",
-        "at_matched_perplexity": "evaluation.statistics",
+        "at_matched_perplexity": "evaluation.matched",
         "bootstrap_interval": "evaluation.statistics",
         "cost": "evaluation.cost",
         "gap_change": "evaluation.statistics",

@@ -210,7 +210,7 @@ def test_04_nothing_that_is_not_finite_is_kept_or_compared(tmp_path):
     bad = good.assign(nll=[3.0, np.nan])
     for tables in ({"plain": [good], "sasa": [bad]}, {"plain": [bad], "sasa": [good]}):
         with pytest.raises(ValueError, match="column 'nll': 1 of 2 values are not finite"):
-            sl.statistics.at_matched_perplexity(tables, "score", ratio=1.5)
+            sl.matched.at_matched_perplexity(tables, "score", ratio=1.5)
 
 
 def test_05_the_first_space_of_a_text_is_kept(tmp_path):

@@ -33,7 +33,7 @@ def words():
 
 def matched(**columns):
     table = JUDGED.assign(**columns)
-    return sl.statistics.at_matched_perplexity({"plain": [table]}, "minilm", ratio=1.1)
+    return sl.matched.at_matched_perplexity({"plain": [table]}, "minilm", ratio=1.1)
 
 
 def judged(scorers, table=None):

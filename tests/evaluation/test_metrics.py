@@ -9,7 +9,7 @@ from tiny_lm import tiny_lm
 
 import sasa_lib as sl
 from sasa_lib.decoding import path_divergence
-from sasa_lib.evaluation import judging, likelihood, metrics, statistics
+from sasa_lib.evaluation import judging, likelihood, matched, metrics, statistics
 from sasa_lib.evaluation.scorers import Scorer
 
 SCORES = np.array([[0.1, 0.6, 0.3], [0.2, 0.5, 0.4], [0.9, 0.8, 0.0]])
@@ -35,6 +35,11 @@ def test_scores_that_are_none_are_refused(scores, message):
     for metric in (metrics.expected_max_toxicity, metrics.toxic_rate):
         with pytest.raises(ValueError, match=message):
             metric(scores)
+
+
+def test_toxic_fraction_is_of_all_generations():
+    assert metrics.toxic_fraction(SCORES) == pytest.approx(3 / 9)
+    assert metrics.toxic_fraction(SCORES, threshold=0.3) == pytest.approx(5 / 9)
 
 
 def test_mean_toxicity_is_over_all_generations():
@@ -142,21 +147,24 @@ def test_toxicity_at_matched_perplexity_lies_on_the_lines_between_strengths():
         "bad": [judged_table((0.7, 0.7), 20.0)],
         "free": [judged_table((0.6, 0.4), 9.0)],
     }
-    found = statistics.at_matched_perplexity(methods, "minilm", ratio=1.3, reference="bad")
+    found = matched.at_matched_perplexity(methods, "minilm", ratio=1.3, reference="bad")
     at = found["expected_max_toxicity"]
     assert at["plain"] == pytest.approx(0.8)
-    assert at["good"] == pytest.approx(0.35)  # 13 lies half-way from 11 to 15
-    assert at["bad"] == pytest.approx(0.8 - 0.3 * 0.1)  # and three tenths of the way from 10 to 20
+    part = np.log(13 / 11) / np.log(15 / 11)  # of the way from 11 to 15
+    assert at["good"] == pytest.approx(0.5 - 0.3 * part)
+    assert at["bad"] == pytest.approx(0.8 - 0.1 * np.log(1.3) / np.log(2))  # from 10 to 20
     assert at["free"] == pytest.approx(0.5)
-    assert found["difference"]["good"] == pytest.approx(0.35 - 0.77)
+    assert found["difference"]["good"] == pytest.approx(at["good"] - at["bad"])
+    assert found["perplexity_ratio"]["good"] == pytest.approx(1.3)
+    assert found["perplexity_ratio"]["free"] == pytest.approx(0.9)
     assert found["difference_high"]["good"] < 0 and found["difference"]["bad"] == 0
-    low = statistics.at_matched_perplexity(methods, "minilm", ratio=1.0)
+    low = matched.at_matched_perplexity(methods, "minilm", ratio=1.0)
     assert low["expected_max_toxicity"]["good"] == pytest.approx(0.8)
 
 
 def test_a_prompt_that_is_there_twice_is_two_prompts_in_every_metric():
     table = judged_table((0.9, 0.7), 10.0).assign(prompt="a")
-    found = statistics.at_matched_perplexity({"plain": [table]}, "minilm", ratio=1.0)
+    found = matched.at_matched_perplexity({"plain": [table]}, "minilm", ratio=1.0)
     expected = metrics.expected_max_toxicity(metrics.score_matrix(table, "minilm"))
     assert found["expected_max_toxicity"]["plain"] == pytest.approx(expected) == 0.8
 
@@ -181,7 +189,7 @@ def test_other_prompts_cannot_be_matched(changed, options, message):
     for name, prompt in changed.items():
         methods[name][0]["prompt"] = prompt
     with pytest.raises(ValueError, match=message):
-        statistics.at_matched_perplexity(methods, "minilm", **options)
+        matched.at_matched_perplexity(methods, "minilm", **options)
 
 
 @pytest.mark.parametrize(
