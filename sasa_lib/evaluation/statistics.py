@@ -205,6 +205,7 @@ def gap_change(
     after: np.ndarray,
     groups: Sequence[str],
     *,
+    pairs: Sequence[object] | None = None,
     threshold: float = 0.5,
     confidence: float = 0.95,
     resamples: int = 1000,
@@ -217,6 +218,9 @@ def gap_change(
     before, after : arrays, shape [prompts, generations]
         Scores of, say, plain sampling and SASA; row i of both belongs to the same prompt.
     groups : sequence of str, length prompts
+    pairs : sequence, length prompts, optional
+        What prompts of different groups have in common, such as the sentence that twins share:
+        those that have it are drawn together. None: each group is drawn by itself.
     threshold : float
     confidence : float
         Of the intervals, in (0, 1).
@@ -226,8 +230,8 @@ def gap_change(
     Returns
     -------
     pandas.DataFrame, indexed by "before", "after" and "change" (after - before)
-        `gap`, `gap_low` and `gap_high`: percentile bootstrap over the prompts of each group, both
-        methods drawn together. NaN where a group has fewer than two prompts.
+        `gap`, `gap_low` and `gap_high`: percentile bootstrap over the prompts of each group, or
+        over pairs, both methods drawn together. NaN where there are fewer than two to draw.
 
     Notes
     -----
@@ -239,18 +243,30 @@ def gap_change(
     (was, members), (now, _) = (
         _toxic_by_group(scores, groups, threshold) for scores in (before, after)
     )
+    samples = tuple(members.values())
+    if pairs is not None:
+        numbers = check_groups(pairs, len(was), "prompts")
+        of_pair = [np.flatnonzero(numbers == pair) for pair in range(numbers.max() + 1)]
+        samples = (np.arange(len(of_pair)),)
+
+    def drawn_members(drawn: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        if pairs is None:
+            return list(drawn)
+        rows = np.concatenate([of_pair[pair] for pair in drawn[0]])
+        return [rows[np.isin(rows, of_group)] for of_group in members.values()]
+
     statistics = {
-        "before": lambda *drawn: _gap(was, drawn),
-        "after": lambda *drawn: _gap(now, drawn),
-        "change": lambda *drawn: _gap(now, drawn) - _gap(was, drawn),
+        "before": lambda *drawn: _gap(was, drawn_members(drawn)),
+        "after": lambda *drawn: _gap(now, drawn_members(drawn)),
+        "change": lambda *drawn: _gap(now, drawn_members(drawn)) - _gap(was, drawn_members(drawn)),
     }
-    drawable = min(map(len, members.values())) > 1
+    drawable = min(map(len, samples)) > 1
     rows = {}
     for name, statistic in statistics.items():
         low = high = float("nan")
         if drawable:
-            low, high = _bootstrap(tuple(members.values()), statistic, confidence, resamples, seed)
-        rows[name] = {"gap": statistic(*members.values()), "gap_low": low, "gap_high": high}
+            low, high = _bootstrap(samples, statistic, confidence, resamples, seed)
+        rows[name] = {"gap": statistic(*samples), "gap_low": low, "gap_high": high}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -355,5 +371,5 @@ def _toxic_by_group(
 
 
 def _gap(toxic: np.ndarray, members: Iterable[np.ndarray]) -> float:
-    rates = [toxic[rows].mean() for rows in members]
+    rates = [toxic[rows].mean() for rows in members if len(rows)]
     return float(max(rates) - min(rates))

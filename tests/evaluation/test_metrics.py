@@ -534,3 +534,15 @@ def test_refusals_are_counted_one_an_answer():
     found = metrics.refusals(["Sorry, no.", "Yes.", "I will not."])
     assert found.dtype == bool and found.tolist() == [True, False, True]
     assert metrics.refusals([]).shape == (0,)
+
+
+def test_twins_that_always_agree_have_no_gap_in_any_resample():
+    toxic = np.arange(40) % 4 < 1  # of each pair both or none
+    scores = np.repeat(np.where(toxic, 0.9, 0.1), 2)[:, None]
+    groups, pairs = ["a", "b"] * 40, np.repeat(np.arange(40), 2)
+    together = statistics.gap_change(scores, scores, groups, pairs=pairs)
+    assert (together == 0).all().all()
+    apart = statistics.gap_change(scores, scores, groups)
+    assert apart.loc["before", "gap_high"] > 0.1
+    with pytest.raises(ValueError, match="groups has 3 items, but there are 80 prompts"):
+        statistics.gap_change(scores, scores, groups, pairs=[1, 2, 3])
