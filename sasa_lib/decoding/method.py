@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import (
@@ -50,6 +51,28 @@ class Decoder:
     def is_keyed(self) -> bool:
         """Whether a text depends on seed and prompt alone, whatever else is in the batch."""
         return self.then.is_keyed if self.then else self.seed is not None
+
+    def divergence_per_token(
+        self, model: PreTrainedModel, input_ids: torch.Tensor, **options: Any
+    ) -> np.ndarray | None:
+        """KL divergence from plain sampling along sequences that `generate` draws by this method.
+
+        Parameters
+        ----------
+        model : PreTrainedModel
+        input_ids : torch.Tensor, shape [prompts, length]
+            Without padding.
+        **options
+            Of `generate`.
+
+        Returns
+        -------
+        numpy.ndarray of float64, shape [sequences], or None
+            KL(q || p) of the step's distribution q to that of plain sampling under the same top-k
+            and top-p, exact, its mean over the steps of a sequence, in nats. None for a method
+            that does not re-weight plain sampling's candidates.
+        """
+        return None
 
     def check_call(self, model: PreTrainedModel, config: GenerationConfig, inputs: object) -> None:
         """Raise ValueError for what `generate` was asked for and this method does not do.
@@ -124,6 +147,12 @@ class PlainSampling(Decoder):
     def is_keyed(self) -> bool:
         """True: without a seed of its own, it draws one in every call."""
         return True
+
+    def divergence_per_token(
+        self, model: PreTrainedModel, input_ids: torch.Tensor, **options: Any
+    ) -> np.ndarray:
+        """Zeros, since this is plain sampling."""
+        return np.zeros(len(input_ids) * options.get("num_return_sequences", 1))
 
     @torch.no_grad()
     def __call__(

@@ -37,7 +37,7 @@ from sasa_lib.decoding.draw import (
     check_drawn,
     stacked,
 )
-from sasa_lib.decoding.kl import within_budget
+from sasa_lib.decoding.kl import path_divergence, within_budget
 from sasa_lib.decoding.method import Decoder, further_inputs, named
 from sasa_lib.decoding.noise import Noise, candidates_of
 from sasa_lib.decoding.output import Output
@@ -235,6 +235,16 @@ class SASA(Pretrained, Decoder):
     def is_keyed(self) -> bool:
         """True: without a seed of its own, it draws one in every call."""
         return True
+
+    def divergence_per_token(
+        self, model: PreTrainedModel, input_ids: torch.Tensor, **options: Any
+    ) -> np.ndarray:
+        """See `Decoder.divergence_per_token`; every candidate is computed."""
+        recorded = copy(self)
+        recorded._record, recorded._steps = True, []
+        mask = torch.ones_like(input_ids)
+        model.generate(input_ids, attention_mask=mask, custom_generate=recorded, **options)
+        return path_divergence(recorded.trace)["per_token"].to_numpy()
 
     def response_margins(self, boundary: Boundary) -> np.ndarray | None:
         """Scaled margins of the latest call's responses, had as they were drawn.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
@@ -16,6 +18,26 @@ class Reweighting(Decoder):
 
     first = True  # before the user's processors and top-k, or behind them all
     sees = True  # whether what `generate` passes beside tokens, such as images, does not matter
+
+    _steps: list[torch.Tensor] | None = None  # where the divergence of every step is to be kept
+
+    def divergence_per_token(
+        self, model: PreTrainedModel, input_ids: torch.Tensor, **options: Any
+    ) -> np.ndarray | None:
+        """See `Decoder.divergence_per_token`; None where filters come behind the re-weighting."""
+        if self.first or self.then is not None:
+            return None
+        measured = copy(self)
+        measured._steps = []
+        mask = torch.ones_like(input_ids)
+        sequences = model.generate(
+            input_ids, attention_mask=mask, custom_generate=measured, **options
+        )
+        steps = torch.stack(measured._steps, dim=1).double().cpu().numpy()  # [batch, steps]
+        ends = model.generation_config.eos_token_id
+        drawn = torch.isin(sequences[:, input_ids.shape[1] :].cpu(), torch.tensor(ends or []))
+        going = (drawn.long().cumsum(1) - drawn.long() == 0).numpy()
+        return (steps * going).sum(1) / going.sum(1)
 
     def processor(
         self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
@@ -41,6 +63,8 @@ class Reweighting(Decoder):
         unseen = inputs & {"assistant_model"} if self.sees else inputs
         self.check_call(model, generation_config, unseen)
         own = self.processor(model, mask, generation_config.max_length)
+        if self._steps is not None:
+            own = _Measured(own, self._steps)
         given = list(logits_processor)
         processors = LogitsProcessorList([own, *given] if self.first else [*given, own])
         then = self.then
@@ -52,3 +76,17 @@ class Reweighting(Decoder):
                 input_ids, processors, stopping_criteria, generation_config, **kwargs
             )
         return then(model, input_ids, processors, stopping_criteria, generation_config, **kwargs)
+
+
+class _Measured(LogitsProcessor):
+    """A processor that keeps how far it moves the distribution, in KL(after || before), nats."""
+
+    def __init__(self, own: LogitsProcessor, steps: list[torch.Tensor]) -> None:
+        self.own, self.steps = own, steps
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        weighted = self.own(input_ids, scores)
+        before, after = scores.float().log_softmax(-1), weighted.float().log_softmax(-1)
+        terms = torch.where(after > float("-inf"), after.exp() * (after - before), 0)
+        self.steps.append(terms.sum(-1))
+        return weighted

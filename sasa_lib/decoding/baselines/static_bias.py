@@ -19,7 +19,8 @@ READ_AT_ONCE = 2048  # tokens in one forward pass
 class StaticBias(Reweighting):
     """New logit(x) = logit(x) + beta * g(margin of x alone): the same at every step.
 
-    One vector over the vocabulary, made once a model, and no forward pass more while decoding. A
+    Over the candidates that survive top-k, top-p and every other processor. One vector over the
+    vocabulary, made once a model, and no forward pass more while decoding. A
     steering method that gains no more than this has learnt a list of words.
 
     Parameters
@@ -33,6 +34,8 @@ class StaticBias(Reweighting):
     seed : int, optional
         As in `SASA`.
     """
+
+    first = False
 
     def __init__(
         self, boundary: Boundary, beta: float, *, form: str = "margin", seed: int | None = None
