@@ -35,7 +35,7 @@ class Reweighting(Decoder):
         )
         steps = torch.stack(measured._steps, dim=1).double().cpu().numpy()  # [batch, steps]
         ends = model.generation_config.eos_token_id
-        drawn = torch.isin(sequences[:, input_ids.shape[1] :].cpu(), torch.tensor(ends or []))
+        drawn = torch.isin(sequences[:, input_ids.shape[1] :].cpu(), torch.tensor(ends or [], dtype=torch.long))
         going = (drawn.long().cumsum(1) - drawn.long() == 0).numpy()
         return (steps * going).sum(1) / going.sum(1)
 
