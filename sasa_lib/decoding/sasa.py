@@ -38,7 +38,7 @@ from sasa_lib.decoding.draw import (
     stacked,
 )
 from sasa_lib.decoding.kl import within_budget
-from sasa_lib.decoding.method import Decoder, further_inputs, named
+from sasa_lib.decoding.method import Decoder, further_inputs, mask_of, named
 from sasa_lib.decoding.noise import Noise, candidates_of
 from sasa_lib.decoding.output import Output
 from sasa_lib.decoding.prefix_cache import Hidden, Phrases
@@ -166,8 +166,7 @@ class SASA(Pretrained, Decoder):
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         """Run the sampling loop; `model.generate` calls this with what it has prepared."""
         config = generation_config
-        given = model_kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if given is None else given
+        mask = mask_of(input_ids, model_kwargs)
         inputs = self._check(model, input_ids, mask, config, model_kwargs)
         self._steps, self._tensors = [], {}
         output = Output(config, streamer)
@@ -175,12 +174,7 @@ class SASA(Pretrained, Decoder):
         noise = Noise(self.seed, input_ids, mask) if config.do_sample else None
         phrases = self._phrases(model, inputs)
         phrases.keep_hidden_states = output.with_hidden_states
-        # All candidates of a step in one pass: somebody wants to see them, or other ranks wait
-        # for this one's passes, one a step.
-        whole = self._record or synced_gpus or output.with_scores or output.with_hidden_states
-        whole = whole or isinstance(phrases, RepeatedPhrases)
-        together = whole or self.form == "softmax" or self.max_kl is not None
-        bounded = not together and (self.form == "posterior" or not any(b for _, b in self.pairs))
+        how = self._how(phrases, output, synced_gpus)
         means = self._means(model, input_ids, mask)
         said = self._said = DrawnMargins(len(self.pairs), input_ids, config._eos_token_tensor)
         room = min(top_k or self.max_candidates, text_config(model).vocab_size)
@@ -199,9 +193,8 @@ class SASA(Pretrained, Decoder):
             )
             gumbel = noise.next(candidates) if noise else torch.zeros_like(reference)
             draw = CandidateDraw(
-                self._reweighted, reference, gumbel, unfinished, means,
-                bounded=bounded, together=together, expected=expected,
-            )  # fmt: skip
+                self._reweighted, reference, gumbel, unfinished, means, expected=expected, **how
+            )
             candidates = candidates.gather(1, draw.order)
             last = input_ids.shape[1] + 1 == stopping_criteria.max_length
             logits = phrases.extend(candidates, draw, final=last and not synced_gpus)
@@ -294,6 +287,17 @@ class SASA(Pretrained, Decoder):
                 )
             )
         return pd.concat(rows, ignore_index=True)
+
+    def _how(
+        self, phrases: Phrases | RepeatedPhrases, output: Output, synced_gpus: bool
+    ) -> dict[str, bool]:
+        """Whether candidates are judged in one pass, and whether a bound may leave some out."""
+        # Somebody wants to see them all, or other ranks wait for this one's passes, one a step.
+        whole = self._record or synced_gpus or output.with_scores or output.with_hidden_states
+        whole = whole or isinstance(phrases, RepeatedPhrases)
+        together = whole or self.form == "softmax" or self.max_kl is not None
+        at_most_0 = self.form == "posterior" or not any(beta for _, beta in self.pairs)
+        return {"together": together, "bounded": at_most_0 and not together}
 
     def _phrases(
         self, model: PreTrainedModel, inputs: Mapping[str, Any] | None = None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from sasa_lib.decoding.method import Decoder, further_inputs
+from sasa_lib.decoding.method import Decoder, further_inputs, mask_of
 from sasa_lib.decoding.noise import keyed_draw
 
 
@@ -34,8 +34,7 @@ class Reweighting(Decoder):
         **kwargs: Any,
     ) -> object:
         """Sample; `model.generate` calls this with what it has prepared."""
-        mask = kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
+        mask = mask_of(input_ids, kwargs)
         inputs = set(further_inputs(kwargs, input_ids, mask)) - {"streamer", "synced_gpus"}
         inputs -= {"tokenizer"}
         unseen = inputs & {"assistant_model"} if self.sees else inputs
