@@ -170,14 +170,13 @@ class SASA(Pretrained, Decoder):
         inputs = self._check(model, input_ids, mask, config, model_kwargs)
         self._steps, self._tensors = [], {}
         output = Output(config, streamer)
-        top_k = config.top_k if config.do_sample else None
         noise = Noise(self.seed, input_ids, mask) if config.do_sample else None
         phrases = self._phrases(model, inputs)
         phrases.keep_hidden_states = output.with_hidden_states
         how = self._how(phrases, output, synced_gpus)
         means = self._means(model, input_ids, mask)
         said = self._said = DrawnMargins(len(self.pairs), input_ids, config._eos_token_tensor)
-        room = min(top_k or self.max_candidates, text_config(model).vocab_size)
+        room = min(max(config.top_k or 0, self.max_candidates), text_config(model).vocab_size)
         logits = phrases.begin(input_ids, mask, stopping_criteria.max_length, room)
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         expected = torch.zeros(len(input_ids), 1, device=input_ids.device)
@@ -188,9 +187,7 @@ class SASA(Pretrained, Decoder):
                 continue
             logits = logits.to(input_ids.device, torch.float32)
             output.add_logits(logits)
-            reference, candidates = self._candidates(
-                logits_processor, input_ids, logits, top_k, config.do_sample
-            )
+            reference, candidates = self._candidates(logits_processor, input_ids, logits, config)
             gumbel = noise.next(candidates) if noise else torch.zeros_like(reference)
             draw = CandidateDraw(
                 self._reweighted, reference, gumbel, unfinished, means, expected=expected, **how
@@ -322,16 +319,15 @@ class SASA(Pretrained, Decoder):
         processors: LogitsProcessorList,
         input_ids: torch.Tensor,
         logits: torch.Tensor,
-        top_k: int | None,
-        sampled: bool,
+        config: GenerationConfig,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores after all logits processors and token ids, each [batch, candidates].
 
         What a processor removed has the score -inf.
         """
-        most = None if top_k else self.max_candidates
+        most = None if config.do_sample and config.top_k else self.max_candidates
         reference, candidates, survivors = candidates_of(processors, input_ids, logits, most)
-        if sampled and not self._asked and most is not None and survivors > most:
+        if config.do_sample and not self._asked and most is not None and survivors > most:
             self._warn_once(
                 f"more than {most} tokens survive sampling's filters; SASA considers the {most} "
                 "likeliest (give top_k, or SASA(..., max_candidates=...))"
