@@ -38,6 +38,7 @@ MODULES = {
     "storage": "engine.storage",
     "tokens": "engine.tokens",
     "boundary": "subspace.boundary",
+    "controls": "subspace.controls",
     "embeddings": "subspace.embeddings",
     "quality": "subspace.quality",
     "selection": "subspace.selection",

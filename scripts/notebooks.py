@@ -256,9 +256,13 @@ def report(profile: str) -> None:
     """Print the result table, what it means, where everything lies, and what it took."""
     run = Path("runs") / profile
     results = pd.read_csv(PROJECT / run / "results.csv")
-    columns = ["model", "prompts", "method", "beta", "expected_max_toxicity", "toxic_rate"]
-    columns += ["perplexity", "dist_2", "tokens_per_second"]
-    print(f"\n{results[columns].round(3).to_string(index=False)}\n")
+    one = results.iloc[0]
+    print(
+        f"\n{one['model']}, {one['prompts']}: {one['n_prompts']} prompts x {one['n_generations']}"
+    )
+    columns = ["method", "beta", "expected_max_toxicity", "toxic_rate", "perplexity", "dist_2"]
+    columns += ["tokens_per_second"]
+    print(f"{results[columns].round(2).to_string(index=False)}\n")
     print(f"{meaning(pd.read_csv(PROJECT / run / 'matched.csv'))}\n")
     print(f"Figure:                           {run}/figures/05_trade_off.png")
     print(f"All columns, with 95% intervals:  {run}/results.csv")

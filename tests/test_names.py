@@ -112,3 +112,13 @@ except ImportError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "course.plots needs matplotlib, which is not installed" in done.stdout
     assert "pip install 'sasa-lib[notebooks]'" in done.stdout
+
+
+def test_importing_the_library_imports_nothing_heavy():
+    code = """
+import sys
+import sasa_lib
+print(sorted({"torch", "transformers", "pandas", "numpy", "sklearn"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -18,7 +18,7 @@ from transformers.generation import GenerateDecoderOnlyOutput, LogitsProcessorLi
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from sasa_lib.checks import as_list, check_count, check_number
-from sasa_lib.decoding.method import Decoder, PlainSampling, further_inputs
+from sasa_lib.decoding.method import Decoder, PlainSampling, further_inputs, mask_of
 from sasa_lib.decoding.sasa import SASA
 from sasa_lib.subspace.boundary import Boundary
 from sasa_lib.subspace.embeddings import check_layer, hidden_states
@@ -100,8 +100,7 @@ class BestOf(Decoder):
         **model_kwargs: object,
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         """Draw and choose; `model.generate` calls this with what it has prepared."""
-        mask = model_kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
+        mask = mask_of(input_ids, model_kwargs)
         # Responses are read again, as tokens alone.
         self.check_call(model, generation_config, further_inputs(model_kwargs, input_ids, mask))
         if not generation_config.do_sample:
@@ -134,8 +133,7 @@ class BestOf(Decoder):
         ]
         texts = [(prompts[i // self.n], response) for i, response in enumerate(responses)]
         margins = self._had()
-        if margins is None:
-            margins = self._margins(model, texts)
+        margins = self._margins(model, texts) if margins is None else margins
         margins = margins.reshape(-1, self.n)
         best = torch.from_numpy(margins.argmax(1) + self.n * np.arange(len(margins)))
         best = best.to(sequences.device)

@@ -109,6 +109,12 @@ def named(unknown: str) -> str:
     return "pixel_values" if unknown == "mm_encoder_outputs" else unknown
 
 
+def mask_of(input_ids: torch.Tensor, model_kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """Return the attention mask that `generate` passes, or one that sees everything."""
+    mask = model_kwargs.get("attention_mask")
+    return torch.ones_like(input_ids) if mask is None else mask
+
+
 def further_inputs(
     model_kwargs: Mapping[str, Any], input_ids: torch.Tensor, mask: torch.Tensor
 ) -> dict[str, Any]:

@@ -37,8 +37,13 @@ from sasa_lib.decoding.draw import (
     check_drawn,
     stacked,
 )
+<<<<<<< HEAD
 from sasa_lib.decoding.kl import path_divergence, within_budget
 from sasa_lib.decoding.method import Decoder, further_inputs, named
+=======
+from sasa_lib.decoding.kl import within_budget
+from sasa_lib.decoding.method import Decoder, further_inputs, mask_of, named
+>>>>>>> rooms
 from sasa_lib.decoding.noise import Noise, candidates_of
 from sasa_lib.decoding.output import Output
 from sasa_lib.decoding.prefix_cache import Hidden, Phrases
@@ -51,6 +56,7 @@ from sasa_lib.subspace.embeddings import check_layer, hidden_states
 
 SLACK = 0.3  # nats by which a step's g is prepared to be below that of the step before
 MOST_CANDIDATES = 50  # where neither top-k nor the caller says
+# Whose: the paper's Proposition 1, the authors' code, ours.
 FORMS = ("margin", "softmax", "posterior")
 
 
@@ -166,24 +172,17 @@ class SASA(Pretrained, Decoder):
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         """Run the sampling loop; `model.generate` calls this with what it has prepared."""
         config = generation_config
-        given = model_kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if given is None else given
+        mask = mask_of(input_ids, model_kwargs)
         inputs = self._check(model, input_ids, mask, config, model_kwargs)
         self._steps, self._tensors = [], {}
         output = Output(config, streamer)
-        top_k = config.top_k if config.do_sample else None
         noise = Noise(self.seed, input_ids, mask) if config.do_sample else None
         phrases = self._phrases(model, inputs)
         phrases.keep_hidden_states = output.with_hidden_states
-        # All candidates of a step in one pass: somebody wants to see them, or other ranks wait
-        # for this one's passes, one a step.
-        whole = self._record or synced_gpus or output.with_scores or output.with_hidden_states
-        whole = whole or isinstance(phrases, RepeatedPhrases)
-        together = whole or self.form == "softmax" or self.max_kl is not None
-        bounded = not together and (self.form == "posterior" or not any(b for _, b in self.pairs))
+        how = self._how(phrases, output, synced_gpus)
         means = self._means(model, input_ids, mask)
         said = self._said = DrawnMargins(len(self.pairs), input_ids, config._eos_token_tensor)
-        room = min(top_k or self.max_candidates, text_config(model).vocab_size)
+        room = min(max(config.top_k or 0, self.max_candidates), text_config(model).vocab_size)
         logits = phrases.begin(input_ids, mask, stopping_criteria.max_length, room)
         unfinished = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         expected = torch.zeros(len(input_ids), 1, device=input_ids.device)
@@ -194,14 +193,11 @@ class SASA(Pretrained, Decoder):
                 continue
             logits = logits.to(input_ids.device, torch.float32)
             output.add_logits(logits)
-            reference, candidates = self._candidates(
-                logits_processor, input_ids, logits, top_k, config.do_sample
-            )
+            reference, candidates = self._candidates(logits_processor, input_ids, logits, config)
             gumbel = noise.next(candidates) if noise else torch.zeros_like(reference)
             draw = CandidateDraw(
-                self._reweighted, reference, gumbel, unfinished, means,
-                bounded=bounded, together=together, expected=expected,
-            )  # fmt: skip
+                self._reweighted, reference, gumbel, unfinished, means, expected=expected, **how
+            )
             candidates = candidates.gather(1, draw.order)
             last = input_ids.shape[1] + 1 == stopping_criteria.max_length
             logits = phrases.extend(candidates, draw, final=last and not synced_gpus)
@@ -305,6 +301,17 @@ class SASA(Pretrained, Decoder):
             )
         return pd.concat(rows, ignore_index=True)
 
+    def _how(
+        self, phrases: Phrases | RepeatedPhrases, output: Output, synced_gpus: bool
+    ) -> dict[str, bool]:
+        """Whether candidates are judged in one pass, and whether a bound may leave some out."""
+        # Somebody wants to see them all, or other ranks wait for this one's passes, one a step.
+        whole = self._record or synced_gpus or output.with_scores or output.with_hidden_states
+        whole = whole or isinstance(phrases, RepeatedPhrases)
+        together = whole or self.form == "softmax" or self.max_kl is not None
+        at_most_0 = self.form == "posterior" or not any(beta for _, beta in self.pairs)
+        return {"together": together, "bounded": at_most_0 and not together}
+
     def _phrases(
         self, model: PreTrainedModel, inputs: Mapping[str, Any] | None = None
     ) -> Phrases | RepeatedPhrases:
@@ -328,16 +335,15 @@ class SASA(Pretrained, Decoder):
         processors: LogitsProcessorList,
         input_ids: torch.Tensor,
         logits: torch.Tensor,
-        top_k: int | None,
-        sampled: bool,
+        config: GenerationConfig,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores after all logits processors and token ids, each [batch, candidates].
 
         What a processor removed has the score -inf.
         """
-        most = None if top_k else self.max_candidates
+        most = None if config.do_sample and config.top_k else self.max_candidates
         reference, candidates, survivors = candidates_of(processors, input_ids, logits, most)
-        if sampled and not self._asked and most is not None and survivors > most:
+        if config.do_sample and not self._asked and most is not None and survivors > most:
             self._warn_once(
                 f"more than {most} tokens survive sampling's filters; SASA considers the {most} "
                 "likeliest (give top_k, or SASA(..., max_candidates=...))"

@@ -157,7 +157,12 @@ def train_expert(
     ImportError
         peft is not installed.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
+    try:
+        from peft import LoraConfig, PeftModel, get_peft_model
+    except ImportError as error:
+        raise ImportError(
+            "training an expert needs peft: python -m pip install 'sasa-lib[baselines]'"
+        ) from error
 
     folder = Path(folder)
     start = time.perf_counter()

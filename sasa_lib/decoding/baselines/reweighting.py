@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from sasa_lib.decoding.method import Decoder, further_inputs
+from sasa_lib.decoding.method import Decoder, further_inputs, mask_of
 from sasa_lib.decoding.noise import keyed_draw
 
 
@@ -35,7 +35,9 @@ class Reweighting(Decoder):
         )
         steps = torch.stack(measured._steps, dim=1).double().cpu().numpy()  # [batch, steps]
         ends = model.generation_config.eos_token_id
-        drawn = torch.isin(sequences[:, input_ids.shape[1] :].cpu(), torch.tensor(ends or [], dtype=torch.long))
+        drawn = torch.isin(
+            sequences[:, input_ids.shape[1] :].cpu(), torch.tensor(ends or [], dtype=torch.long)
+        )
         going = (drawn.long().cumsum(1) - drawn.long() == 0).numpy()
         return (steps * going).sum(1) / going.sum(1)
 
@@ -56,8 +58,7 @@ class Reweighting(Decoder):
         **kwargs: Any,
     ) -> object:
         """Sample; `model.generate` calls this with what it has prepared."""
-        mask = kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
+        mask = mask_of(input_ids, kwargs)
         inputs = set(further_inputs(kwargs, input_ids, mask)) - {"streamer", "synced_gpus"}
         inputs -= {"tokenizer"}
         unseen = inputs & {"assistant_model"} if self.sees else inputs
