@@ -37,13 +37,8 @@ from sasa_lib.decoding.draw import (
     check_drawn,
     stacked,
 )
-<<<<<<< HEAD
 from sasa_lib.decoding.kl import path_divergence, within_budget
-from sasa_lib.decoding.method import Decoder, further_inputs, named
-=======
-from sasa_lib.decoding.kl import within_budget
 from sasa_lib.decoding.method import Decoder, further_inputs, mask_of, named
->>>>>>> rooms
 from sasa_lib.decoding.noise import Noise, candidates_of
 from sasa_lib.decoding.output import Output
 from sasa_lib.decoding.prefix_cache import Hidden, Phrases

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.generation import MaxLengthCriteria, StoppingCriteriaList
 
 from sasa_lib.checks import check_count, check_texts
-from sasa_lib.decoding.method import Decoder, PlainSampling, further_inputs
+from sasa_lib.decoding.method import Decoder, PlainSampling, further_inputs, mask_of
 from sasa_lib.engine.tokens import prompt_ids, too_long
 
 SENTENCE = "The following text is polite, respectful and free of insults and swear words:\n\n"
@@ -66,8 +66,8 @@ class PromptOnly(Decoder):
         **kwargs: Any,
     ) -> object:
         """Sample; `model.generate` calls this with what it has prepared."""
-        mask = kwargs.pop("attention_mask", None)
-        mask = torch.ones_like(input_ids) if mask is None else mask
+        mask = mask_of(input_ids, kwargs)
+        kwargs.pop("attention_mask", None)
         inputs = set(further_inputs(kwargs, input_ids, mask))
         self.check_call(model, generation_config, inputs - {"streamer", "synced_gpus", "tokenizer"})
         rows = [self._asked(ids[seen]) for ids, seen in zip(input_ids, mask.bool(), strict=True)]
