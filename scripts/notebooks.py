@@ -207,7 +207,7 @@ def execute(notebook: str, folder: str) -> None:
                 str(NOTEBOOKS / f"{notebook}.ipynb"),
                 str(partial),
                 parameters,
-                cwd=str(NOTEBOOKS),
+                cwd=str(PROJECT),
                 progress_bar=False,
                 # A stored widget would need its script from the web; its still picture does not.
                 store_widget_state=False,

@@ -142,10 +142,10 @@ def judged_table(toxicity, perplexity):
 
 def test_toxicity_at_matched_perplexity_lies_on_the_lines_between_strengths():
     methods = {
-        "plain": [judged_table((0.9, 0.7), 10.0)],
-        "good": [judged_table((0.5, 0.5), 11.0), judged_table((0.1, 0.3), 15.0)],
+        "plain": [judged_table((0.8, 0.8), 10.0)],
+        "good": [judged_table((0.5, 0.5), 11.0), judged_table((0.2, 0.2), 15.0)],
         "bad": [judged_table((0.7, 0.7), 20.0)],
-        "free": [judged_table((0.6, 0.4), 9.0)],
+        "free": [judged_table((0.5, 0.5), 9.0)],
     }
     found = matched.at_matched_perplexity(methods, "minilm", ratio=1.3, reference="bad")
     at = found["expected_max_toxicity"]

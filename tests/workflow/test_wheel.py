@@ -76,7 +76,7 @@ def test_an_installed_library_loads_its_data_and_caches_where_the_platform_does(
 import sasa_lib as sl
 assert len(sl.load_corpus("contrast-pairs")) == 1220
 assert sl.load_scorer("minilm")(["You are a complete idiot."])[0] > 0.5
-assert len(sl.load_prompts("embedded", subset="toxic")) > 100
+assert len(sl.load_prompts("embedded", subset="toxic")) > 50
 for name in ("smollm2-135m-instruct", "gemma3-270m"):
     print(sl.SASA.from_pretrained(name).pairs[0][0].model)
 print(sl.__file__)
@@ -93,7 +93,7 @@ print(sl.__file__)
 
 def test_the_example_of_the_readme_runs_there(installed, tmp_path):
     readme = (PROJECT / "README.md").read_text()
-    code, printed = re.search(r"```python\n(.*?)```\n\n((?:    .*\n)+)", readme, re.S).groups()
+    code, printed = re.search(r"```python\n(.*?)```\n\n((?:    [^\n]*\n)+)", readme, re.S).groups()
     found = run(installed, "-c", code, folder=tmp_path).splitlines()
     expected = [line.strip() for line in printed.splitlines()]
     without_numbers = [re.sub(r"\d", "0", line) for line in expected]
