@@ -1,6 +1,7 @@
 """Where toxicity lies: sentence embeddings, and the linear boundary in them.
 
-Here lives what is fitted on annotated texts, how it is chosen, kept and shared.
+Here lives what is fitted on annotated texts (`boundary`), how its layer and the eigenvalues that
+count are chosen (`selection`), how it is kept and shared.
 """
 
 import lazy_loader

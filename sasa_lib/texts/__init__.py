@@ -1,6 +1,7 @@
 """What is read: corpora, prompts, files of the user's, and assets that are fetched once.
 
-Here lives what turns texts from anywhere into tables in one schema, and knows nothing of models.
+Here lives what turns texts from anywhere into tables in one schema, and knows nothing of models;
+published datasets as they come are in `sources`.
 """
 
 import lazy_loader

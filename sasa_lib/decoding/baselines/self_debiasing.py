@@ -1,9 +1,4 @@
-"""What SASA is compared with, each a `custom_generate` like it.
-
-- `WordFilter`: no listed word can be produced; alone, or before any other method.
-- `RAD`: reward-augmented decoding (Deng and Raffel 2023, arXiv 2310.09520).
-- `SelfDebiasing`: Schick et al. 2021, arXiv 2103.00453.
-"""
+"""Self-debiasing: a description of what is unwanted steers away (Schick et al. 2021)."""
 
 from __future__ import annotations
 
