@@ -19,6 +19,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUN := runs/$(PROFILE)
 NAMES := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
+AWAY := tests/workflow/test_wheel.py  # beside the notebooks, since the other tests take longer
 MAIN := $(filter 00_% 01_% 02_% 03_% 04_% 05_%,$(NAMES))
 SNAKEMAKE := $(BIN)/snakemake --cores $(or $(OMP_NUM_THREADS),all) --nolock --rerun-incomplete --scheduler greedy --quiet all \
 	--rerun-triggers params input mtime
@@ -59,6 +60,7 @@ smoke:
 	@$(MAKE) --no-print-directory course PROFILE=smoke
 	@$(MAKE) --no-print-directory site PROFILE=smoke
 	@$(BIN)/python scripts/check_site.py runs/smoke/site/html --links
+	@$(BIN)/python -m pytest $(AWAY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -66,7 +68,7 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 unit: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore $(AWAY)
 
 # As root, in a container, Jupyter asks to be told that this is meant.
 lab: $(READY)

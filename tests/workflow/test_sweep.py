@@ -137,7 +137,7 @@ def swept(tmp_path_factory):
         seen.table = pd.read_csv(place / "table.csv")
         seen.executed, seen.times = executed(place), times(place)
         seen.figures = {name: (place / name).read_bytes() for name in ("sweep.png", "sweep.svg")}
-        (folder / "notebooks" / "repaired").touch()
+        (folder / "repaired").touch()
         seen.second_status, _ = run(*GRID)
         seen.second_executed, seen.second_times = executed(place), times(place)
         seen.second_table = pd.read_csv(place / "table.csv")
@@ -262,7 +262,7 @@ def test_a_killed_sweep_takes_its_kernels_along_and_goes_on_where_it_stopped(pro
         assert executed(place) == {"seed=0": ["wait"]} and not (place / "table.csv").exists()
         kernel.unlink()
     before = times(place)[place / "seed=0" / "03_wait.ipynb"]
-    (project / "notebooks" / "go").touch()
+    (project / "go").touch()
     assert start(*given).wait(timeout=300) == 0
     assert executed(place) == {"seed=0": ["wait"], "seed=1": ["wait"]}
     assert times(place)[place / "seed=0" / "03_wait.ipynb"] == before
@@ -286,7 +286,7 @@ def edit(path):
 
 
 def test_a_notebook_runs_again_only_if_what_it_is_made_of_has_changed(project):
-    (project / "notebooks" / "repaired").touch()
+    (project / "repaired").touch()
     parameters = project / "runs" / "cell" / "parameters"
 
     def settle(**changed):
