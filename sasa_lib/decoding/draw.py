@@ -10,6 +10,7 @@ import torch
 from sasa_lib.decoding.prefix_cache import Hidden
 from sasa_lib.subspace.boundary import Boundary
 
+FEW_TOKENS = 16  # candidates in a batch that cost a forward pass hardly more than one does
 A_PASS = 24  # candidates that cost as much as a further forward pass does
 Reweight = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -141,6 +142,9 @@ class CandidateDraw:
             needed = torch.where(unfinished, needed, 0).clamp(min=1)
         self.numbers = needed.tolist()
         self.first = max(self.numbers) if together else cheapest_first(self.numbers)
+        # So few cost hardly more than one; what is expected to be enough may not be.
+        if bounded and (few := FEW_TOKENS // len(reference)) > self.first:
+            self.first = min(few, int(possible.max()))
         self._drawn: torch.Tensor | None = None
 
     def judge(self, hidden: Hidden) -> None:
