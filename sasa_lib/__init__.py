@@ -85,7 +85,7 @@ def _module(place: str) -> ModuleType:
     try:
         return import_module(f"sasa_lib.{place}")
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("sasa_lib"):
+        if not place.startswith("course"):
             raise
         raise ImportError(
             f"sasa_lib.{place} needs {error.name}, which is not installed: "

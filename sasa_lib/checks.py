@@ -59,6 +59,11 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     return int(value)
 
 
+def check_seed(seed: int | None) -> int | None:
+    """Return a seed as an int of 64 bits or None, which leaves it to torch; or raise ValueError."""
+    return None if seed is None else check_count("seed", seed, -(2**63))
+
+
 def check_number(
     name: str,
     value: float,

@@ -278,17 +278,18 @@ def meaning(matched: pd.DataFrame) -> str:
     Parameters
     ----------
     matched : pandas.DataFrame
-        `method`, `ratio` and `expected_max_toxicity`, as notebook 5 writes them.
+        As notebook 5 writes them: `ratio` and the columns of `at_matched_perplexity`.
     """
     ratio = matched["ratio"].max()
-    reached = matched[matched["ratio"] == ratio].set_index("method")["expected_max_toxicity"]
-    plain = reached.pop("plain")
-    rad = reached.pop("rad")
-    best, least = reached.idxmin(), reached.min()
+    at = matched[matched["ratio"] == ratio].set_index("method")
+    reached = at["expected_max_toxicity"]
+    best = reached.drop(["plain", "rad"]).idxmin()
+    plain, least, rad = reached[["plain", best, "rad"]]
+    low, high = at.loc[best, ["difference_low", "difference_high"]]
     return (
-        f"At the same fluency (at most {ratio - 1:.0%} more perplexity) {best} takes expected "
-        f"maximum toxicity from {plain:.2f} to {least:.2f}, {1 - least / plain:.0%} less; RAD "
-        f"takes it to {rad:.2f}."
+        f"Allowed {ratio - 1:.0%} more perplexity, {best} takes expected maximum toxicity from "
+        f"{plain:.2f} to {least:.2f}, RAD to {rad:.2f} (difference {least - rad:+.2f}, "
+        f"95% interval {low:+.2f} to {high:+.2f})."
     )
 
 

@@ -16,7 +16,7 @@ from transformers.generation import (
 )
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from sasa_lib.checks import check_count
+from sasa_lib.checks import check_seed
 from sasa_lib.decoding.noise import keyed_draw
 from sasa_lib.engine.identity import described
 
@@ -147,7 +147,7 @@ class PlainSampling(Decoder):
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
+        self.seed = check_seed(seed)
 
     @property
     def is_keyed(self) -> bool:

@@ -29,7 +29,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput, LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from sasa_lib.checks import as_list, check_choice, check_count, check_number
+from sasa_lib.checks import as_list, check_choice, check_count, check_number, check_seed
 from sasa_lib.decoding.draw import (
     CandidateDraw,
     DrawnMargins,
@@ -147,7 +147,7 @@ class SASA(Pretrained, Decoder):
         self.max_candidates = check_count(
             "max_candidates", max_candidates if self._asked else MOST_CANDIDATES
         )
-        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
+        self.seed = check_seed(seed)
         self._record = bool(record)
         self._steps: list[dict[str, torch.Tensor]] = []
         self._tensors: dict[tuple[int, torch.device], tuple[torch.Tensor, ...]] = {}

@@ -98,3 +98,7 @@ def test_an_expert_has_learnt_its_texts_and_is_read_again(tiny, tmp_path):
     again = train_expert(model, tokenizer, corpus, **options)
     assert again.config.expert_training["seconds"] < expert.config.expert_training["seconds"]
     assert loss(again) == pytest.approx(loss(expert), abs=1e-4)
+    # Other texts are another expert, whatever the folder.
+    others = Dataset.from_dict({"prompt": [""] * 24, "response": ["a bird finds it"] * 24})
+    other = train_expert(model, tokenizer, others, **options)
+    assert other.name_or_path != expert.name_or_path and loss(other) > loss(expert)

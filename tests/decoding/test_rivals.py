@@ -82,6 +82,19 @@ def test_a_sentence_before_the_prompt_is_plain_sampling_of_both(tiny):
     assert told.sequences.tolist() == found.tolist() and len(told.scores) == 5
 
 
+def test_the_sentence_is_no_part_of_what_is_counted(tiny):
+    model, tokenizer = tiny
+    inputs = inputs_of(tokenizer, PROMPTS[:1])
+    with torch.no_grad():  # so that a text would end at once
+        behind = tokenizer(f"he likes a bird {PROMPTS[0]}", return_tensors="pt")["input_ids"]
+        model.generation_config.eos_token_id = int(model(behind).logits[0, -1].argmax())
+    method = PromptOnly(tokenizer, "he likes a bird", seed=1)
+    options = dict(custom_generate=method, do_sample=False, max_new_tokens=6)
+    width = inputs["input_ids"].shape[1]
+    assert model.generate(**inputs, **options).shape[1] == width + 1
+    assert model.generate(**inputs, min_new_tokens=4, **options).shape[1] >= width + 4
+
+
 def test_a_sentence_that_does_not_fit_is_refused(tiny):
     model, tokenizer = tiny
     method = PromptOnly(tokenizer, "the cat " * 40)

@@ -19,11 +19,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from sasa_lib.checks import check_count, check_number
+from sasa_lib.checks import check_count, check_number, check_seed
 from sasa_lib.decoding.baselines.reweighting import Reweighting
+from sasa_lib.engine.identity import depends_on, key
 from sasa_lib.engine.models import language_model, text_config
 from sasa_lib.engine.tokens import too_long
 from sasa_lib.subspace.embeddings import tokenised
+from sasa_lib.texts.assets import made_once
 
 IGNORED = -100  # label of a token that is no part of the loss
 
@@ -62,7 +64,7 @@ class DExperts(Reweighting):
         self.expert = expert
         self.antiexpert = antiexpert
         self.alpha = check_number("alpha", alpha, least=0)
-        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
+        self.seed = check_seed(seed)
 
     def processor(
         self, model: PreTrainedModel, mask: torch.Tensor, max_length: int
@@ -139,7 +141,7 @@ def train_expert(
     corpus : datasets.Dataset
         Texts of one kind only, in the schema of `sasa_lib.texts.corpora`.
     folder : str or Path
-        The adapter is kept here, and read from here where it is there already.
+        The adapter is kept here: the next training of the same model on the same texts reads it.
     epochs, batch_size, learning_rate
         Of the training, by AdamW.
     rank : int
@@ -164,34 +166,44 @@ def train_expert(
             "training an expert needs peft: python -m pip install 'sasa-lib[baselines]'"
         ) from error
 
-    folder = Path(folder)
+    base = language_model(model)
+    options = {
+        "num_train_epochs": check_count("epochs", epochs),
+        "per_device_train_batch_size": check_count("batch_size", batch_size),
+        "learning_rate": check_number("learning_rate", learning_rate, above=0),
+        "seed": check_count("seed", seed, 0),
+    }
+    rank = check_count("rank", rank)
+    rows = _examples(base, tokenizer, corpus)
+    facts = depends_on(
+        "expert", model=base, rank=rank, options=options,
+        rows=key([[row[name].tolist() for name in ("input_ids", "labels")] for row in rows], 64),
+    )  # fmt: skip
+    kept = Path(folder) / f"expert-{key(facts)}"
     start = time.perf_counter()
-    base = copy.deepcopy(language_model(model)).float()
-    if not (folder / "adapter_config.json").is_file():
-        torch.manual_seed(check_count("seed", seed, 0))
-        adapted = get_peft_model(
-            base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
-        )
-        Trainer(
-            adapted,
-            TrainingArguments(
-                output_dir=str(folder / "checkpoints"),
-                num_train_epochs=check_count("epochs", epochs),
-                per_device_train_batch_size=check_count("batch_size", batch_size),
-                learning_rate=learning_rate,
-                seed=seed,
-                use_cpu=model.device.type == "cpu",
-                bf16=model.device.type == "cuda",
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=not progress,
-            ),
-            train_dataset=_examples(base, tokenizer, corpus),
-            data_collator=_padded,
-        ).train()
-        adapted.save_pretrained(folder)
-        base = copy.deepcopy(language_model(model)).float()
-    trained = PeftModel.from_pretrained(base, folder)
+    with made_once(kept) as new:
+        if new:
+            torch.manual_seed(options["seed"])
+            adapted = get_peft_model(
+                copy.deepcopy(base).float(),
+                LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"),
+            )
+            Trainer(
+                adapted,
+                TrainingArguments(
+                    output_dir=str(new),
+                    use_cpu=model.device.type == "cpu",
+                    bf16=model.device.type == "cuda",
+                    save_strategy="no",
+                    report_to=[],
+                    disable_tqdm=not progress,
+                    **options,
+                ),
+                train_dataset=rows,
+                data_collator=_padded,
+            ).train()
+            adapted.save_pretrained(new)
+    trained = PeftModel.from_pretrained(copy.deepcopy(base).float(), kept)
     facts = {
         "texts": len(corpus),
         "trained_parameters": sum(
@@ -201,7 +213,7 @@ def train_expert(
     }
     expert = trained.merge_and_unload().to(model.device, model.dtype).eval()
     expert.config.expert_training = facts
-    expert.name_or_path = str(folder)
+    expert.name_or_path = str(kept)
     return expert
 
 

@@ -39,19 +39,13 @@ class MeanDifference(Decoder):
         check_finite("difference", self.difference)
         self.layer = check_count("layer", layer, 0)
         self.alpha = check_number("alpha", alpha)
-        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
-        self._sampling = PlainSampling(self.seed)
+        self.then = PlainSampling(seed)
 
     @staticmethod
     def between(embeddings: np.ndarray, toxic: np.ndarray) -> np.ndarray:
         """Nontoxic mean minus toxic mean, [hidden_size], of embeddings [n, hidden_size]."""
         toxic = check_labels("toxic", toxic)
         return embeddings[~toxic].mean(axis=0) - embeddings[toxic].mean(axis=0)
-
-    @property
-    def is_keyed(self) -> bool:
-        """True: without a seed of its own, it draws one in every call."""
-        return True
 
     @torch.no_grad()
     def __call__(
@@ -80,7 +74,7 @@ class MeanDifference(Decoder):
 
         hook = blocks(model)[self.layer].register_forward_pre_hook(add, with_kwargs=True)
         try:
-            return self._sampling(
+            return self.then(
                 model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
             )
         finally:

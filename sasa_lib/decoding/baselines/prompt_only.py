@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
@@ -9,13 +10,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.generation import MaxLengthCriteria, StoppingCriteriaList
+from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
-from sasa_lib.checks import check_count, check_texts
+from sasa_lib.checks import check_texts
 from sasa_lib.decoding.method import Decoder, PlainSampling, further_inputs, mask_of
 from sasa_lib.engine.tokens import prompt_ids, too_long
 
@@ -45,15 +47,9 @@ class PromptOnly(Decoder):
         seed: int | None = None,
     ) -> None:
         (self.sentence,) = check_texts([sentence], "sentence")
-        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
         self.tokens = prompt_ids(tokenizer, [self.sentence])[0]
         self.beginning = tokenizer("")["input_ids"]  # special tokens that a text begins with
-        self._sampling = PlainSampling(self.seed)
-
-    @property
-    def is_keyed(self) -> bool:
-        """True: without a seed of its own, it draws one in every call."""
-        return True
+        self.then = PlainSampling(seed)
 
     @torch.no_grad()
     def __call__(
@@ -80,14 +76,18 @@ class PromptOnly(Decoder):
             raise ValueError(f"the sentence with prompt and text {fault}")
         config = copy(generation_config)
         config.max_length = longest
-        criteria = StoppingCriteriaList(
-            MaxLengthCriteria(longest) if isinstance(one, MaxLengthCriteria) else one
+
+        def shown(ids: torch.Tensor) -> torch.Tensor:
+            """What processors and criteria count: the prompt as it was given, and what follows."""
+            return torch.cat([input_ids, ids[:, asked.shape[1] :]], dim=1)
+
+        processors = LogitsProcessorList([_Processors(logits_processor, shown)])
+        criteria = StoppingCriteriaList(  # `generate` looks for the one that knows end tokens
+            one if hasattr(one, "eos_token_id") else _Criteria(one, shown)
             for one in stopping_criteria
         )
         kept = {name: value for name, value in kwargs.items() if name != "position_ids"}
-        found = self._sampling(
-            model, asked, logits_processor, criteria, config, attention_mask=mask, **kept
-        )
+        found = self.then(model, asked, processors, criteria, config, attention_mask=mask, **kept)
         written = found if isinstance(found, torch.Tensor) else found.sequences
         sequences = torch.cat([input_ids, written[:, asked.shape[1] :]], dim=1)
         if isinstance(found, torch.Tensor):
@@ -101,3 +101,23 @@ class PromptOnly(Decoder):
         if prompt[:begun].tolist() == self.beginning:
             prompt = prompt[begun:]
         return torch.cat([prompt.new_tensor(self.tokens), prompt])
+
+
+class _Processors(LogitsProcessor):
+    def __init__(
+        self, processors: LogitsProcessorList, shown: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        self.processors, self.shown = processors, shown
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        return self.processors(self.shown(input_ids), scores)
+
+
+class _Criteria(StoppingCriteria):
+    def __init__(
+        self, own: StoppingCriteria, shown: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        self.own, self.shown = own, shown
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return self.own(self.shown(input_ids), scores, **kwargs)

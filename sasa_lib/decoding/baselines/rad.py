@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib.checks import check_count, check_number
+from sasa_lib.checks import check_count, check_number, check_seed
 from sasa_lib.decoding.baselines.reward_model import RewardModel
 from sasa_lib.decoding.baselines.reweighting import Reweighting
 from sasa_lib.decoding.prefix_cache import Phrases
@@ -47,7 +47,7 @@ class RAD(Reweighting):
         max_candidates: int = 50,
         seed: int | None = None,
     ) -> None:
-        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
+        self.seed = check_seed(seed)
         self.reward = reward
         self.tokenizer = tokenizer
         self.beta = check_number("beta", beta, least=0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib.checks import check_count, check_number, check_texts
+from sasa_lib.checks import check_number, check_seed, check_texts
 from sasa_lib.decoding.baselines.reweighting import Reweighting
 from sasa_lib.engine.models import text_config
 from sasa_lib.engine.tokens import prompt_ids, too_long
@@ -57,7 +57,7 @@ class SelfDebiasing(Reweighting):
         decay: float = 50.0,
         seed: int | None = None,
     ) -> None:
-        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
+        self.seed = check_seed(seed)
         attributes = check_texts(attributes, "attribute or description")
         if not attributes:
             raise ValueError("give a list of at least one attribute or description")

@@ -7,13 +7,17 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import LogitsProcessor, PreTrainedModel
 
-from sasa_lib.checks import check_choice, check_count, check_number
+from sasa_lib.checks import check_choice, check_number, check_seed
 from sasa_lib.decoding.baselines.reweighting import Reweighting
 from sasa_lib.engine.models import text_config
 from sasa_lib.subspace.boundary import Boundary
 from sasa_lib.subspace.hidden_states import hidden_states
 
 READ_AT_ONCE = 2048  # tokens in one forward pass
+
+
+# For every model, by boundary: margins of all tokens alone, float32 [vocabulary].
+_ALONE: WeakKeyDictionary[PreTrainedModel, dict[str, torch.Tensor]] = WeakKeyDictionary()
 
 
 class StaticBias(Reweighting):
@@ -44,15 +48,15 @@ class StaticBias(Reweighting):
         self.boundary = boundary
         self.beta = check_number("beta", beta, least=0)
         self.form = form
-        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
-        self._margins: WeakKeyDictionary[PreTrainedModel, torch.Tensor] = WeakKeyDictionary()
+        self.seed = check_seed(seed)
 
     def bias(self, model: PreTrainedModel) -> torch.Tensor:
         """Beta times g of every token alone, float32 [vocabulary]."""
-        if model not in self._margins:
-            self.boundary.check_model(model)
-            self._margins[model] = _margins_alone(model, self.boundary)
-        g = self._margins[model]
+        self.boundary.check_model(model)
+        known, boundary = _ALONE.setdefault(model, {}), self.boundary.fingerprint()
+        if boundary not in known:
+            known[boundary] = _margins_alone(model, self.boundary)
+        g = known[boundary]
         if self.form == "posterior":
             slope, intercept = self.boundary.slope, self.boundary.intercept
             g = torch.nn.functional.logsigmoid(slope * g + intercept)

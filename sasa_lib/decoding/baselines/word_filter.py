@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib.checks import as_list, check_choice, check_count, check_texts
+from sasa_lib.checks import as_list, check_choice, check_seed, check_texts
 from sasa_lib.decoding.baselines.reward_model import TAIL
 from sasa_lib.decoding.baselines.reweighting import Reweighting
 from sasa_lib.decoding.method import Decoder
@@ -61,7 +61,7 @@ class WordFilter(Reweighting):
         then: Decoder | None = None,
         seed: int | None = None,
     ) -> None:
-        self.seed = None if seed is None else check_count("seed", seed, -(2**63))
+        self.seed = check_seed(seed)
         words = check_texts(word_list() if words is None else words, "word", empty=True)
         self.words = {" ".join(word.split()).casefold() for word in words} - {""}
         if not self.words:
