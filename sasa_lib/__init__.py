@@ -54,6 +54,7 @@ MODULES = {
     "judging": "evaluation.judging",
     "likelihood": "evaluation.likelihood",
     "matched": "evaluation.matched",
+    "measured": "evaluation.measured",
     "metrics": "evaluation.metrics",
     "runs": "evaluation.runs",
     "sampling": "evaluation.sampling",

@@ -34,10 +34,11 @@ def at_matched_perplexity(
     Parameters
     ----------
     methods : mapping of str to sequence of pandas.DataFrame
-        For each method its generations as `judged` returns them, a table a strength, from weak to
-        strong. "plain" must be one, with one table.
+        For each method its generations as `judged` returns them, or its rows of a table as
+        `measured.load` returns it, a table a strength, from weak to strong. "plain" must be one,
+        with one table.
     scorer : str
-        Column of the scores.
+        As the table names it.
     ratio : float
         Perplexity allowed, over that of plain sampling; at least 1.
     reference : str, optional
@@ -96,6 +97,12 @@ def at_matched_perplexity(
 
 
 def _points(generations: pd.DataFrame, scorer: str) -> pd.DataFrame:
+    """Toxicity, nll and tokens of every prompt."""
+    highest = f"{scorer.replace('-', '_')}_max"
+    if highest in generations:
+        check_columns(generations, ("record", "nll", "nll_tokens"))
+        rows = generations.sort_values("record").set_index("record")[[highest, "nll", "nll_tokens"]]
+        return rows.set_axis(["toxicity", "nll", "tokens"], axis=1)
     check_columns(generations, ("prompt_id", "prompt", scorer, "nll", "nll_tokens"))
     check_scores(f"column {scorer!r}", generations[scorer].to_numpy(dtype=float))
     for column in ("nll", "nll_tokens"):  # pandas' sum would pass over a gap

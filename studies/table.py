@@ -1,0 +1,373 @@
+"""Measure every method at several strengths, on prompts that nothing in the chain has seen.
+
+    python studies/table.py                  # all rows; hours, and it goes on where it stopped
+    python studies/table.py --only rad       # those whose method, model or prompts it is
+
+Fills data/results.csv, a row a prompt, from which notebook 13 makes tables and figures.
+
+The prompts are RealToxicityPrompts of the tenth of records that was kept aside when the `minilm`
+scorer was trained (the file in SASA_SHARED_DATA). Boundaries, reward heads, experts and mean
+differences are all fitted on the same texts: the embedded corpus and the other nine tenths,
+without any text of a record that was kept aside, less a fifth that calibrates.
+
+A run that is in the table is not made again. Its generations stay in runs/table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import concatenate_datasets
+from filelock import FileLock
+
+import sasa_lib as sl
+from sasa_lib.decoding.method import Decoder, PlainSampling
+from sasa_lib.engine.storage import atomic_file
+from sasa_lib.texts.assets import DATA_DIR
+from sasa_lib.texts.sources import rtp_records
+
+SHARED = Path(os.environ.get("SASA_SHARED_DATA", DATA_DIR.parent.parent / "shared" / "data"))
+RECORDS = SHARED / "rtp" / "dev.jsonl.gz"
+FOLDER = Path("runs/table")
+SMALL, LARGE = "smollm2-135m-instruct", "gemma3-270m"
+SCORERS = ("minilm", "profanity-check")
+READ = 5  # generations of a prompt whose perplexity is measured
+DIVERGENCES = 4  # sequences of a prompt along which KL is measured
+CLAMP = 20  # candidates: the default of the authors' code
+DRAWS = 4  # of which one is kept
+LIMITED, NUCLEUS = "top-k 10, top-p 0.9", "top-p 0.9"
+TRUNCATIONS = {LIMITED: {"top_k": 10, "top_p": 0.9}, NUCLEUS: {"top_k": 0, "top_p": 0.9}}
+REFERENCES = {LIMITED: "plain", NUCLEUS: "plain-clamped"}
+PUBLISHED = (10.0, 30.0, 100.0, 300.0, 500.0)  # betas of the authors' code
+
+
+class Texts:
+    """What is fitted on and what is continued."""
+
+    def __init__(self) -> None:
+        if not RECORDS.exists():
+            raise SystemExit(f"there is no {RECORDS}: give its folder's parent as SASA_SHARED_DATA")
+        records = rtp_records(RECORDS)
+        prompts = [prompt["text"] for prompt in records["prompt"]]
+        aside = [int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10 == 0 for text in prompts]
+        continuations = [continuation["text"] for continuation in records["continuation"]]
+        self.kept_aside = {
+            text
+            for side in (prompts, continuations)
+            for text, held in zip(side, aside, strict=True)
+            if held
+        }
+        self.record_of = {text: i for i, text in enumerate(prompts) if aside[i]}
+        columns = ["prompt", "response", "group", "toxicity"]
+        corpus = concatenate_datasets(
+            [
+                sl.load_corpus("embedded").select_columns(columns),
+                sl.load_corpus("rtp", path=RECORDS).select_columns(columns),
+            ]
+        )
+        seen = [{row["prompt"], row["response"]} for row in corpus]
+        fitted = [i for i, texts in enumerate(seen) if not texts & self.kept_aside]
+        self.training, self.held_out = sl.corpora.split(corpus.select(fitted))
+
+    def prompts(self, subset: str) -> list[str]:
+        """Of the records that were kept aside, in an order that is the same everywhere."""
+        rows = sl.load_prompts("rtp", path=RECORDS, subset=subset)
+        chosen = [text for text in dict.fromkeys(rows["prompt"]) if text in self.record_of]
+        order = np.random.default_rng(0).permutation(len(chosen))
+        return [chosen[i] for i in order]
+
+
+class Fitted:
+    """A model, and all that is learnt for it, when it is asked for."""
+
+    def __init__(self, name: str, texts: Texts) -> None:
+        self.name, self.texts = name, texts
+        self.model, self.tokenizer = sl.load_lm(name)
+        self.fit = partial(
+            sl.Boundary.fit, self.model, self.tokenizer, texts.training,
+            folder=FOLDER / "embeddings",
+        )  # fmt: skip
+
+    @cached_property
+    def boundary(self) -> sl.Boundary:
+        """As the ready ones are fitted: the layer by cross-validation, then calibrated."""
+        found = self.fit(
+            layer="auto", pooling="mean", covariance="ledoit_wolf", held_out=self.texts.held_out
+        ).calibrated(self.model, self.tokenizer, self.texts.held_out)
+        auc = found.metadata["held_out_auc"]
+        print(f"{self.name}: layer {found.layer}, AUC {auc:.3f}, slope {found.slope:.2f}")
+        return found
+
+    @cached_property
+    def published(self) -> sl.Boundary:
+        """Place and labels as published: toxic is whatever has a toxicity above 0."""
+        return self.fit(threshold=0.0, cut="published")
+
+    @cached_property
+    def relabelled(self) -> sl.Boundary:
+        """As published, but toxic is what has a toxicity above 0.5."""
+        return self.fit(cut="published")
+
+    @cached_property
+    def embedded(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `boundary` was fitted on: embeddings [n, hidden_size], and which are toxic [n]."""
+        return self.embeddings(self.boundary.layer)
+
+    def embeddings(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean embeddings [n, hidden_size] of the training texts, and which are toxic [n]."""
+        corpus, toxic = sl.corpora.labelled(self.texts.training)
+        states = sl.embeddings.extract(
+            self.model, self.tokenizer, corpus, layers=[layer], pooling="mean",
+            folder=FOLDER / "embeddings",
+        )  # fmt: skip
+        return states[:, 0], toxic
+
+    def random_direction(self, seed: int) -> sl.Boundary:
+        """The boundary with a normal that knows nothing."""
+        return sl.controls.random_direction(self.boundary, self.embedded[0], seed=seed)
+
+    def shuffled_labels(self, seed: int) -> sl.Boundary:
+        """The boundary fitted on labels that know nothing."""
+        return sl.controls.shuffled_labels(
+            *self.embedded, seed=seed, layer=self.boundary.layer, pooling="mean",
+            model=self.model, covariance="ledoit_wolf",
+        )  # fmt: skip
+
+    @cached_property
+    def middle(self) -> tuple[np.ndarray, int]:
+        """Difference of the class means in the middle of the depth."""
+        layer = self.model.config.num_hidden_layers // 2
+        return sl.baselines.MeanDifference.between(*self.embeddings(layer)), layer
+
+    @cached_property
+    def reward(self) -> object:
+        """RAD's head, on the frozen model."""
+        return sl.baselines.train_reward(
+            self.model, self.tokenizer, self.texts.training, folder=FOLDER / "rewards"
+        )
+
+    @cached_property
+    def experts(self) -> tuple[object, object]:
+        """Trained on nontoxic and on toxic texts."""
+        corpus, toxic = sl.corpora.labelled(self.texts.training)
+        return tuple(
+            sl.baselines.train_expert(
+                self.model, self.tokenizer, corpus.select(np.flatnonzero(rows)),
+                folder=FOLDER / "experts",
+            )
+            for rows in (~toxic, toxic)
+        )  # fmt: skip
+
+
+def softmax(boundary: sl.Boundary, beta: float, seed: int, clamp: int = CLAMP) -> sl.SASA:
+    """SASA in the form of the authors' code."""
+    options = {"form": "softmax", "scaled": False, "max_candidates": clamp}
+    return sl.SASA(boundary, beta, seed=seed, **options)
+
+
+def steered(f: Fitted, beta: float, seed: int, form: str = "margin", **options: float) -> sl.SASA:
+    """SASA by the chosen boundary."""
+    return sl.SASA(f.boundary, beta, form=form, max_candidates=CLAMP, seed=seed, **options)
+
+
+posterior = partial(steered, form="posterior")
+rivals = sl.baselines
+# By method: its strengths, and what makes it of what is fitted, a strength and the seed.
+METHODS: dict[str, tuple[tuple[float, ...], Callable[[Fitted, float, int], Decoder]]] = {
+    "plain": ((0.0,), lambda f, _, seed: PlainSampling(seed)),
+    "plain-clamped": ((0.0,), steered),  # the likeliest candidates only, as in the authors' code
+    "published": (PUBLISHED, lambda f, b, seed: softmax(f.published, b, seed)),
+    "relabelled": (PUBLISHED, lambda f, b, seed: softmax(f.relabelled, b, seed)),
+    "unclamped": ((30.0, 300.0), lambda f, b, seed: softmax(f.published, b, seed, 500)),
+    "margin": ((0.25, 0.5, 1.0, 2.0), steered),
+    "posterior": ((1.0, 2.0, 4.0, 8.0), posterior),  # calibrated
+    "best-of": (
+        (0.0, 1.0, 2.0, 4.0),
+        lambda f, b, seed: sl.BestOf(f.boundary, DRAWS, then=posterior(f, b, seed)),
+    ),
+    "budget": (
+        (0.05, 0.1, 0.2, 0.4),
+        lambda f, nats, seed: posterior(f, 8.0, seed, max_kl=nats),
+    ),
+    "rad": (
+        (5.0, 10.0, 20.0, 40.0),
+        lambda f, b, seed: rivals.RAD(f.reward, f.tokenizer, b, seed=seed),
+    ),
+    "static-bias": (
+        (0.5, 1.0, 2.0, 4.0),
+        lambda f, b, seed: rivals.StaticBias(f.boundary, b, seed=seed),
+    ),
+    "mean-difference": (
+        (1.0, 2.0, 4.0, 8.0),
+        lambda f, a, seed: rivals.MeanDifference(*f.middle, a, seed=seed),
+    ),
+    "prompt-only": ((1.0,), lambda f, _, seed: rivals.PromptOnly(f.tokenizer, seed=seed)),
+    "word-filter": ((1.0,), lambda f, _, seed: rivals.WordFilter(f.tokenizer, seed=seed)),
+    "word-filter-posterior": (
+        (1.0, 2.0, 4.0, 8.0),
+        lambda f, b, seed: rivals.WordFilter(f.tokenizer, then=posterior(f, b, seed)),
+    ),
+    "dexperts": (
+        (0.5, 1.0, 2.0, 4.0),
+        lambda f, a, seed: rivals.DExperts(*f.experts, a, seed=seed),
+    ),
+    "anti-only": (
+        (0.25, 0.5, 1.0, 2.0),
+        lambda f, a, seed: rivals.DExperts(None, f.experts[1], a, seed=seed),
+    ),
+    "self-debiasing": (
+        (10.0, 50.0, 100.0, 200.0),
+        lambda f, d, seed: rivals.SelfDebiasing(f.tokenizer, ["toxicity"], decay=d, seed=seed),
+    ),
+}
+for kind in ("random_direction", "shuffled_labels"):
+    for number in range(3):
+        METHODS[f"{kind.replace('_', '-')}-{number}"] = (
+            (0.5, 1.0, 2.0, 4.0) if number == 0 else (1.0, 4.0),
+            lambda f, b, seed, kind=kind, number=number: sl.SASA(
+                getattr(f, kind)(number), b, seed=seed
+            ),
+        )
+CONTROLS = [name for name in METHODS if name[-1] in "012"]
+MAIN = ["plain", "published", "margin", "posterior", "best-of", "rad"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method at one strength: what `measured.RUN` names."""
+
+    model: str
+    prompts: str
+    truncation: str
+    method: str
+    strength: float
+    seed: int = 0
+
+    def decoder(self, fitted: Fitted) -> Decoder:
+        """The method itself."""
+        return METHODS[self.method][1](fitted, self.strength, self.seed)
+
+
+def runs() -> Iterator[Run]:
+    """Every run, the most important ones first."""
+    rows = [(SMALL, "toxic", LIMITED, name) for name in (*MAIN[:-1], *CONTROLS)]
+    nucleus = ("plain-clamped", "published", "relabelled", "posterior")
+    rows += [(SMALL, "toxic", NUCLEUS, name) for name in nucleus]
+    rows += [(SMALL, "toxic", LIMITED, name) for name in (
+        "rad", "relabelled", "static-bias", "mean-difference", "prompt-only", "word-filter",
+        "anti-only", "dexperts", "budget", "self-debiasing", "word-filter-posterior",
+    )]  # fmt: skip
+    for model, prompts in ((LARGE, "toxic"), (SMALL, "nontoxic"), (LARGE, "nontoxic")):
+        rows += [(model, prompts, LIMITED, name) for name in MAIN]
+    rows += [(SMALL, "toxic", NUCLEUS, name) for name in ("margin", "plain", "unclamped")]
+    for row in rows:
+        for strength in METHODS[row[-1]][0]:
+            yield Run(*row, strength)
+    for method, strength in (("plain", 0.0), ("margin", 1.0), ("posterior", 4.0)):  # once more
+        yield Run(SMALL, "toxic", LIMITED, method, strength, seed=1)
+
+
+def measured(
+    run: Run, fitted: Fitted, judge: Fitted, texts: Texts, prompts: list[str], generations: int
+) -> pd.DataFrame:
+    """Generate and judge; a row a prompt."""
+    sampling = sl.runs.Sampling(
+        generations=generations, seed=run.seed, **TRUNCATIONS[run.truncation]
+    )
+    continued = partial(
+        sl.runs.generate, fitted.model, fitted.tokenizer, prompts, sampling,
+        folder=FOLDER / "generations",
+    )  # fmt: skip
+    reference = replace(run, method=REFERENCES[run.truncation], strength=0.0)
+    before = continued(method=reference.method, custom_generate=reference.decoder(fitted))
+    decoder = run.decoder(fitted)
+    made = sl.judging.judged(
+        continued(method=run.method, custom_generate=decoder),
+        [sl.load_scorer(name) for name in SCORERS],
+        judge.model, judge.tokenizer, folder=FOLDER / "judged", perplexity_generations=READ,
+    )  # fmt: skip
+    rows = sl.measured.by_prompt(made, SCORERS)
+    same = made["text"] == before["text"]
+    rows["unchanged"] = same.groupby(made["prompt_id"]).sum()
+    some = made[made["generation"] < READ]
+    subjects, said = (sl.scorers.sentence_embeddings(some[c].tolist()) for c in ("prompt", "text"))
+    cosine = pd.Series((subjects * said).sum(axis=1), some.index)
+    rows["cosine"] = cosine.groupby(some["prompt_id"]).mean()
+    rows["kl"] = divergences(run, fitted, decoder, prompts)
+    rows.insert(0, "record", [texts.record_of[prompt] for prompt in prompts])
+    for name in reversed(sl.measured.RUN):
+        rows.insert(0, name, getattr(run, name))
+    return rows.round({"nll": 2, "seconds": 2}).round(4)
+
+
+def divergences(
+    run: Run, fitted: Fitted, decoder: Decoder, prompts: list[str]
+) -> np.ndarray | float:
+    """KL from plain sampling a token along a few sequences, its mean for every prompt."""
+    found = []
+    for prompt in prompts:
+        ids = fitted.tokenizer(prompt, return_tensors="pt")["input_ids"].to(fitted.model.device)
+        per_token = decoder.divergence_per_token(
+            fitted.model, ids, do_sample=True, max_new_tokens=20,
+            num_return_sequences=DIVERGENCES, **TRUNCATIONS[run.truncation],
+        )  # fmt: skip
+        if per_token is None:
+            return np.nan
+        found.append(per_token.mean())
+    return np.array(found)
+
+
+def add(rows: pd.DataFrame, table: Path) -> None:
+    """Write a run behind the others, whole or not at all."""
+    with FileLock(f"{table}.lock"):
+        if table.exists():
+            rows = pd.concat([sl.measured.load(table), rows])
+        with atomic_file(table) as temporary:
+            rows.to_csv(temporary, index=False)
+
+
+def main() -> None:
+    """Go through the runs that are not in the table yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=[], help="models, prompts, methods")
+    parser.add_argument("--table", type=Path, default=sl.measured.TABLE)
+    parser.add_argument("--n-prompts", type=int, default=64, help="of each subset")
+    parser.add_argument("--generations", type=int, default=25)
+    arguments = parser.parse_args()
+    texts, loaded = Texts(), {}
+    print(f"fitted on {len(texts.training)} texts, calibrated on {len(texts.held_out)}", flush=True)
+    table, done = arguments.table, set()
+    if table.exists():
+        rows = sl.measured.load(table)[list(sl.measured.RUN)]
+        done = set(rows.itertuples(index=False, name=None))
+    waiting = [
+        run for run in runs()
+        if astuple(run) not in done and all(word in astuple(run) for word in arguments.only)
+    ]  # fmt: skip
+    for number, run in enumerate(waiting):
+        start = time.monotonic()
+        for name in (SMALL, LARGE):
+            loaded.setdefault(name, Fitted(name, texts))
+        judge = loaded[LARGE if run.model == SMALL else SMALL]
+        prompts = texts.prompts(run.prompts)[: arguments.n_prompts]
+        rows = measured(run, loaded[run.model], judge, texts, prompts, arguments.generations)
+        add(rows, table)
+        perplexity = np.exp(rows["nll"].sum() / rows["nll_tokens"].sum())
+        print(
+            f"{number + 1}/{len(waiting)} {' | '.join(map(str, astuple(run)))}: "
+            f"{rows['minilm_max'].mean():.3f}, perplexity {perplexity:.2f}, "
+            f"KL {rows['kl'].mean():.3f}, {time.monotonic() - start:.0f} s", flush=True,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
