@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from datasets import concatenate_datasets
 from filelock import FileLock
 
@@ -237,7 +238,6 @@ for kind in ("random_direction", "shuffled_labels"):
                 getattr(f, kind)(number), b, seed=seed
             ),
         )
-CONTROLS = [name for name in METHODS if name[-1] in "012"]
 MAIN = ["plain", "published", "margin", "posterior", "best-of", "rad"]
 
 
@@ -259,16 +259,22 @@ class Run:
 
 def runs() -> Iterator[Run]:
     """Every run, the most important ones first."""
-    rows = [(SMALL, "toxic", LIMITED, name) for name in (*MAIN[:-1], *CONTROLS)]
-    nucleus = ("plain-clamped", "published", "relabelled", "posterior")
+    rows = [(SMALL, "toxic", LIMITED, name) for name in (
+        "plain", "published", "margin", "posterior", "random-direction-0", "shuffled-labels-0",
+        "best-of", "rad",
+    )]  # fmt: skip
+    nucleus = ("plain-clamped", "posterior", "published")
     rows += [(SMALL, "toxic", NUCLEUS, name) for name in nucleus]
     rows += [(SMALL, "toxic", LIMITED, name) for name in (
-        "rad", "relabelled", "static-bias", "mean-difference", "prompt-only", "word-filter",
-        "anti-only", "dexperts", "budget", "self-debiasing", "word-filter-posterior",
+        "static-bias", "mean-difference", "prompt-only", "word-filter", "anti-only", "dexperts",
+        *(name for name in METHODS if name[-1] in "12"),
+        "budget", "self-debiasing", "word-filter-posterior", "relabelled",
     )]  # fmt: skip
     for model, prompts in ((LARGE, "toxic"), (SMALL, "nontoxic"), (LARGE, "nontoxic")):
         rows += [(model, prompts, LIMITED, name) for name in MAIN]
-    rows += [(SMALL, "toxic", NUCLEUS, name) for name in ("margin", "plain", "unclamped")]
+    rows += [(SMALL, "toxic", NUCLEUS, name) for name in (
+        "margin", "plain", "relabelled", "unclamped",
+    )]  # fmt: skip
     for row in rows:
         for strength in METHODS[row[-1]][0]:
             yield Run(*row, strength)
@@ -313,17 +319,19 @@ def divergences(
     run: Run, fitted: Fitted, decoder: Decoder, prompts: list[str]
 ) -> np.ndarray | float:
     """KL from plain sampling a token along a few sequences, its mean for every prompt."""
-    found = []
-    for prompt in prompts:
-        ids = fitted.tokenizer(prompt, return_tensors="pt")["input_ids"].to(fitted.model.device)
+    tokens = [fitted.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    found = np.empty(len(prompts))
+    for length in {len(ids) for ids in tokens}:  # together they need no padding
+        alike = [i for i, ids in enumerate(tokens) if len(ids) == length]
+        ids = torch.tensor([tokens[i] for i in alike], device=fitted.model.device)
         per_token = decoder.divergence_per_token(
             fitted.model, ids, do_sample=True, max_new_tokens=20,
             num_return_sequences=DIVERGENCES, **TRUNCATIONS[run.truncation],
         )  # fmt: skip
         if per_token is None:
             return np.nan
-        found.append(per_token.mean())
-    return np.array(found)
+        found[alike] = per_token.reshape(len(alike), DIVERGENCES).mean(axis=1)
+    return found
 
 
 def add(rows: pd.DataFrame, table: Path) -> None:
