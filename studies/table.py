@@ -186,16 +186,16 @@ rivals = sl.baselines
 METHODS: dict[str, tuple[tuple[float, ...], Callable[[Fitted, float, int], Decoder]]] = {
     "plain": ((0.0,), lambda f, _, seed: PlainSampling(seed)),
     "plain-clamped": ((0.0,), steered),  # the likeliest candidates only, as in the authors' code
-    "published": (PUBLISHED, lambda f, b, seed: softmax(f.published, b, seed)),
-    "relabelled": (PUBLISHED, lambda f, b, seed: softmax(f.relabelled, b, seed)),
-    "unclamped": ((30.0, 300.0), lambda f, b, seed: softmax(f.published, b, seed, 500)),
-    "margin": ((0.25, 0.5, 1.0, 2.0), steered),
-    "posterior": ((1.0, 2.0, 4.0, 8.0), posterior),  # calibrated
+    "sasa-published": (PUBLISHED, lambda f, b, seed: softmax(f.published, b, seed)),
+    "sasa-relabelled": (PUBLISHED, lambda f, b, seed: softmax(f.relabelled, b, seed)),
+    "sasa-unclamped": ((30.0, 300.0), lambda f, b, seed: softmax(f.published, b, seed, 500)),
+    "sasa": ((0.25, 0.5, 1.0, 2.0), steered),
+    "sasa-posterior": ((1.0, 2.0, 4.0, 8.0), posterior),  # calibrated
     "best-of": (
         (0.0, 1.0, 2.0, 4.0),
         lambda f, b, seed: sl.BestOf(f.boundary, DRAWS, then=posterior(f, b, seed)),
     ),
-    "budget": (
+    "sasa-budget": (
         (0.05, 0.1, 0.2, 0.4),
         lambda f, nats, seed: posterior(f, 8.0, seed, max_kl=nats),
     ),
@@ -213,7 +213,7 @@ METHODS: dict[str, tuple[tuple[float, ...], Callable[[Fitted, float, int], Decod
     ),
     "prompt-only": ((1.0,), lambda f, _, seed: rivals.PromptOnly(f.tokenizer, seed=seed)),
     "word-filter": ((1.0,), lambda f, _, seed: rivals.WordFilter(f.tokenizer, seed=seed)),
-    "word-filter-posterior": (
+    "sasa-posterior-filtered": (
         (1.0, 2.0, 4.0, 8.0),
         lambda f, b, seed: rivals.WordFilter(f.tokenizer, then=posterior(f, b, seed)),
     ),
@@ -238,7 +238,7 @@ for kind in ("random_direction", "shuffled_labels"):
                 getattr(f, kind)(number), b, seed=seed
             ),
         )
-MAIN = ["plain", "published", "margin", "posterior", "best-of", "rad"]
+MAIN = ["plain", "sasa-published", "sasa", "sasa-posterior", "best-of", "rad"]
 
 
 @dataclass(frozen=True)
@@ -260,25 +260,25 @@ class Run:
 def runs() -> Iterator[Run]:
     """Every run, the most important ones first."""
     rows = [(SMALL, "toxic", LIMITED, name) for name in (
-        "plain", "published", "margin", "posterior", "random-direction-0", "shuffled-labels-0",
-        "best-of", "rad",
+        "plain", "sasa-published", "sasa", "sasa-posterior", "random-direction-0",
+        "shuffled-labels-0", "best-of", "rad",
     )]  # fmt: skip
-    nucleus = ("plain-clamped", "posterior", "published")
+    nucleus = ("plain-clamped", "sasa-posterior", "sasa-published")
     rows += [(SMALL, "toxic", NUCLEUS, name) for name in nucleus]
     rows += [(SMALL, "toxic", LIMITED, name) for name in (
         "static-bias", "mean-difference", "prompt-only", "word-filter", "anti-only", "dexperts",
         *(name for name in METHODS if name[-1] in "12"),
-        "budget", "self-debiasing", "word-filter-posterior", "relabelled",
+        "sasa-budget", "self-debiasing", "sasa-posterior-filtered", "sasa-relabelled",
     )]  # fmt: skip
     for model, prompts in ((LARGE, "toxic"), (SMALL, "nontoxic"), (LARGE, "nontoxic")):
         rows += [(model, prompts, LIMITED, name) for name in MAIN]
     rows += [(SMALL, "toxic", NUCLEUS, name) for name in (
-        "margin", "plain", "relabelled", "unclamped",
+        "sasa", "plain", "sasa-relabelled", "sasa-unclamped",
     )]  # fmt: skip
     for row in rows:
         for strength in METHODS[row[-1]][0]:
             yield Run(*row, strength)
-    for method, strength in (("plain", 0.0), ("margin", 1.0), ("posterior", 4.0)):  # once more
+    for method, strength in (("plain", 0.0), ("sasa", 1.0), ("sasa-posterior", 4.0)):  # once more
         yield Run(SMALL, "toxic", LIMITED, method, strength, seed=1)
 
 
@@ -336,7 +336,7 @@ def divergences(
 
 def add(rows: pd.DataFrame, table: Path) -> None:
     """Write a run behind the others, whole or not at all."""
-    with FileLock(f"{table}.lock"):
+    with FileLock(FOLDER / "table.lock"):
         if table.exists():
             rows = pd.concat([sl.measured.load(table), rows])
         with atomic_file(table) as temporary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,7 +54,7 @@ def trade_off(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity")
         The metric on the vertical axis.
     """
     figure, axes = plt.subplots(figsize=(7, 4.8))
-    draw_front(axes, results, toxicity, is_steered(results))
+    draw_front(axes, results, "perplexity", toxicity, is_steered(results))
     axes.set(xlabel="perplexity of the text under the judging model")
     axes.set(ylabel=toxicity.replace("_", " ").replace("max ", "maximum "), ylim=(0, None))
     figure.legend(
@@ -65,37 +65,45 @@ def trade_off(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity")
     return figure
 
 
-def fronts(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity") -> Figure:
-    """`trade_off` for several models and prompt sets: a column a model, a row a set.
+def fronts(
+    results: pd.DataFrame,
+    methods: Sequence[str] | None = None,
+    *,
+    costs: Sequence[str] = ("perplexity", "kl"),
+    toxicity: str = "expected_max_toxicity",
+) -> Figure:
+    """`trade_off` for several costs, models and prompt sets: a column a cost.
 
     Parameters
     ----------
     results : pandas.DataFrame
-        As for `trade_off`, with columns model, judge and prompts.
+        As for `trade_off`, with columns model and prompts, and every cost; NaN where a method has
+        none, which leaves it out of the panel.
+    methods : sequence of str, optional
+        Those to show beside plain sampling. Default: all.
+    costs : sequence of str
+        Metrics on the horizontal axes.
     toxicity : str
-        The metric on the vertical axes, which all panels share. Perplexities under different
-        judging models are different quantities, so only a column shares its horizontal axis.
+        The metric on the vertical axis, which all panels share.
     """
-    models, sets = (list(dict.fromkeys(results[name])) for name in ("model", "prompts"))
+    methods = list(methods or is_steered(results))
+    sets = list(dict.fromkeys(zip(results["model"], results["prompts"], strict=True)))
     figure, panels = plt.subplots(
-        len(sets), len(models), figsize=(5.2 * len(models), 3.6 * len(sets) + 0.6),
-        sharex="col", sharey=True, squeeze=False,
+        len(sets), len(costs), figsize=(5.2 * len(costs), 3.8 * len(sets) + 0.8), sharey=True,
+        squeeze=False,
     )  # fmt: skip
-    for i, prompts in enumerate(sets):
-        for j, model in enumerate(models):
-            axes = panels[i, j]
-            rows = results[(results["prompts"] == prompts) & (results["model"] == model)]
-            draw_front(axes, rows, toxicity, is_steered(results))
-            axes.set(title=f"{model}, {prompts} prompts")
-            axes.set_xlabel(
-                f"perplexity under {rows['judge'].iloc[0]}" if i + 1 == len(sets) else ""
-            )
+    labels = {"perplexity": "perplexity under the judging model", "kl": "KL (nats a token)"}
+    for (model, prompts), row in zip(sets, panels, strict=True):
+        rows = results[(results["model"] == model) & (results["prompts"] == prompts)]
+        for cost, axes in zip(costs, row, strict=True):
+            draw_front(axes, rows, cost, toxicity, methods)
+            axes.set(title=f"{model}, {prompts} prompts", xlabel=labels.get(cost, cost))
         label = toxicity.replace("_", " ").replace("max ", "maximum ")
-        panels[i, 0].set(ylabel=label, ylim=(0, None))
+        row[0].set(ylabel=label, ylim=(0, None))
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside upper center", ncols=4, fontsize="small",
-        title="numbers at the points: beta", title_fontsize="small",
+        title="numbers at the points: strength", title_fontsize="small",
     )  # fmt: skip
     place_labels(figure)
     return figure

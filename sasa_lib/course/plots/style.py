@@ -26,14 +26,21 @@ METHOD_NAMES = {
     "plain": "plain sampling",
     "sasa": "SASA, margin",
     "sasa-posterior": "SASA, posterior",
-    "sasa-published": "SASA, published place",
+    "sasa-published": "SASA as published",
+    "sasa-relabelled": "SASA as published, toxic over 0.5",
+    "sasa-unclamped": "SASA as published, all candidates",
     "sasa-posterior-filtered": "word filter, then SASA",
     "sasa-budget": "SASA, budget",
-    "sasa-response": "SASA, mean of the response",
-    "published-posterior": "SASA, published place, posterior",
     "best-of": "best of n",
     "rad": "RAD",
+    "dexperts": "DExperts",
+    "anti-only": "DExperts, anti-only",
     "word-filter": "word filter",
+    "static-bias": "static bias",
+    "mean-difference": "mean difference",
+    "prompt-only": "prompt only",
+    "random-direction-0": "random direction",
+    "shuffled-labels-0": "shuffled labels",
 }
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
 
@@ -74,44 +81,46 @@ def method_name(method: str) -> str:
     return METHOD_NAMES.get(method, method)
 
 
-def draw_front(axes: plt.Axes, results: pd.DataFrame, toxicity: str, methods: list[str]) -> None:
-    """Curves from plain sampling through the strengths of every method."""
+def draw_front(
+    axes: plt.Axes, results: pd.DataFrame, cost: str, toxicity: str, methods: list[str]
+) -> None:
+    """Curves from plain sampling through the strengths of every method, toxicity against a cost."""
     plain = results[results["method"] == "plain"]
     for i, method in enumerate(methods):
-        rows = results[results["method"] == method].sort_values("beta")
-        draw_points(axes, rows, toxicity, SERIES[i], MARKERS[i], LINES[i], method_name(method))
-        path = pd.concat([plain, rows])
-        axes.plot(path["perplexity"], path[toxicity], color=SERIES[i], ls=LINES[i], lw=1.2)
+        rows = results[results["method"] == method].dropna(subset=[cost]).sort_values("beta")
+        draw_points(axes, rows, cost, toxicity, SERIES[i], MARKERS[i], method_name(method))
+        path = pd.concat([plain, rows]) if len(rows) else rows
+        axes.plot(path[cost], path[toxicity], color=SERIES[i], ls=LINES[i], lw=1.2)
         for _, row in rows.iterrows():
             if row["beta"] > 0 or len(rows) > 1:  # a method without strengths has one row, of 0
                 axes.annotate(
-                    f"{row['beta']:g}", (row["perplexity"], row[toxicity]), xytext=(5, 5),
+                    f"{row['beta']:g}", (row[cost], row[toxicity]), xytext=(5, 5),
                     textcoords="offset points", fontsize="small", color=SERIES[i],
                     ha="center", va="center",
                 )  # fmt: skip
-    draw_points(axes, plain, toxicity, "0.15", "*", "-", "plain sampling")
+    draw_points(axes, plain, cost, toxicity, "0.15", "*", "plain sampling")
 
 
 def draw_points(
     axes: plt.Axes,
     rows: pd.DataFrame,
+    cost: str,
     toxicity: str,
     colour: str,
     marker: str,
-    line: str,
     label: str,
 ) -> None:
     """Points with their 95% intervals in both directions."""
     spread = [
         [rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]]
-        for name in ("perplexity", toxicity)
+        for name in (cost, toxicity)
     ]
     axes.errorbar(
-        rows["perplexity"], rows[toxicity], xerr=spread[0], yerr=spread[1], color=colour, ls="",
+        rows[cost], rows[toxicity], xerr=spread[0], yerr=spread[1], color=colour, ls="",
         elinewidth=0.8, alpha=0.35,
     )  # fmt: skip
     axes.plot(
-        rows["perplexity"], rows[toxicity], color=colour, marker=marker, ls="", label=label,
+        rows[cost], rows[toxicity], color=colour, marker=marker, ls="", label=label,
         ms=11 if marker == "*" else 6,
     )  # fmt: skip
 
