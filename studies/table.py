@@ -238,7 +238,7 @@ for kind in ("random_direction", "shuffled_labels"):
                 getattr(f, kind)(number), b, seed=seed
             ),
         )
-MAIN = ["plain", "sasa-published", "sasa", "sasa-posterior", "best-of", "rad"]
+MAIN = ["plain", "sasa-relabelled", "sasa", "sasa-posterior", "best-of", "rad"]
 
 
 @dataclass(frozen=True)
@@ -260,20 +260,20 @@ class Run:
 def runs() -> Iterator[Run]:
     """Every run, the most important ones first."""
     rows = [(SMALL, "toxic", LIMITED, name) for name in (
-        "plain", "sasa-published", "sasa", "sasa-posterior", "random-direction-0",
-        "shuffled-labels-0", "best-of", "rad",
+        "plain", "sasa", "sasa-posterior", "sasa-relabelled", "rad", "best-of",
+        "random-direction-0", "shuffled-labels-0", "sasa-published",
     )]  # fmt: skip
-    nucleus = ("plain-clamped", "sasa-posterior", "sasa-published")
+    nucleus = ("plain-clamped", "sasa-posterior", "sasa-relabelled")
     rows += [(SMALL, "toxic", NUCLEUS, name) for name in nucleus]
     rows += [(SMALL, "toxic", LIMITED, name) for name in (
         "static-bias", "mean-difference", "prompt-only", "word-filter", "anti-only", "dexperts",
         *(name for name in METHODS if name[-1] in "12"),
-        "sasa-budget", "self-debiasing", "sasa-posterior-filtered", "sasa-relabelled",
+        "sasa-budget", "self-debiasing", "sasa-posterior-filtered",
     )]  # fmt: skip
     for model, prompts in ((LARGE, "toxic"), (SMALL, "nontoxic"), (LARGE, "nontoxic")):
         rows += [(model, prompts, LIMITED, name) for name in MAIN]
     rows += [(SMALL, "toxic", NUCLEUS, name) for name in (
-        "sasa", "plain", "sasa-relabelled", "sasa-unclamped",
+        "sasa", "plain", "sasa-published", "sasa-unclamped",
     )]  # fmt: skip
     for row in rows:
         for strength in METHODS[row[-1]][0]:
