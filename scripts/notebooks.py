@@ -41,7 +41,6 @@ PROFILES = NOTEBOOKS / "profiles"
 README_FIGURES = (  # run, figure, its name in figures/
     ("table", "figures/05_trade_off", "trade_off"),
     ("bench", "cost", "cost"),
-    ("fronts", "figures/13_fronts", "fronts"),
 )
 # The Makefile's own variables.
 NOT_PARAMETERS = ("ACTOR_GPUS", "ENGINE", "PROFILE", "PYTHON", "STORE")

@@ -47,7 +47,6 @@ CLAMP = 20  # candidates: the default of the authors' code
 DRAWS = 4  # of which one is kept
 LIMITED, NUCLEUS = "top-k 10, top-p 0.9", "top-p 0.9"
 TRUNCATIONS = {LIMITED: {"top_k": 10, "top_p": 0.9}, NUCLEUS: {"top_k": 0, "top_p": 0.9}}
-REFERENCES = {LIMITED: "plain", NUCLEUS: "plain-clamped"}
 PUBLISHED = (10.0, 30.0, 100.0, 300.0, 500.0)  # betas of the authors' code
 
 
@@ -184,8 +183,8 @@ posterior = partial(steered, form="posterior")
 rivals = sl.baselines
 # By method: its strengths, and what makes it of what is fitted, a strength and the seed.
 METHODS: dict[str, tuple[tuple[float, ...], Callable[[Fitted, float, int], Decoder]]] = {
-    "plain": ((0.0,), lambda f, _, seed: PlainSampling(seed)),
-    "plain-clamped": ((0.0,), steered),  # the likeliest candidates only, as in the authors' code
+    "plain": ((0.0,), steered),  # at beta 0, so that without a top-k it keeps CLAMP candidates, too
+    "plain-unclamped": ((0.0,), lambda f, _, seed: PlainSampling(seed)),
     "sasa-published": (PUBLISHED, lambda f, b, seed: softmax(f.published, b, seed)),
     "sasa-relabelled": (PUBLISHED, lambda f, b, seed: softmax(f.relabelled, b, seed)),
     "sasa-unclamped": ((30.0, 300.0), lambda f, b, seed: softmax(f.published, b, seed, 500)),
@@ -263,7 +262,7 @@ def runs() -> Iterator[Run]:
         "plain", "sasa", "sasa-posterior", "sasa-relabelled", "rad", "best-of",
         "random-direction-0", "shuffled-labels-0", "sasa-published",
     )]  # fmt: skip
-    nucleus = ("plain-clamped", "sasa-posterior", "sasa-relabelled")
+    nucleus = ("plain", "sasa-posterior", "sasa-relabelled")
     rows += [(SMALL, "toxic", NUCLEUS, name) for name in nucleus]
     rows += [(SMALL, "toxic", LIMITED, name) for name in (
         "static-bias", "mean-difference", "prompt-only", "word-filter", "anti-only", "dexperts",
@@ -273,7 +272,7 @@ def runs() -> Iterator[Run]:
     for model, prompts in ((LARGE, "toxic"), (SMALL, "nontoxic"), (LARGE, "nontoxic")):
         rows += [(model, prompts, LIMITED, name) for name in MAIN]
     rows += [(SMALL, "toxic", NUCLEUS, name) for name in (
-        "sasa", "plain", "sasa-published", "sasa-unclamped",
+        "sasa", "plain-unclamped", "sasa-published", "sasa-unclamped",
     )]  # fmt: skip
     for row in rows:
         for strength in METHODS[row[-1]][0]:
@@ -293,7 +292,7 @@ def measured(
         sl.runs.generate, fitted.model, fitted.tokenizer, prompts, sampling,
         folder=FOLDER / "generations",
     )  # fmt: skip
-    reference = replace(run, method=REFERENCES[run.truncation], strength=0.0)
+    reference = replace(run, method="plain", strength=0.0)
     before = continued(method=reference.method, custom_generate=reference.decoder(fitted))
     decoder = run.decoder(fitted)
     made = sl.judging.judged(

@@ -34,6 +34,7 @@ COLUMNS = {
     "cosine": "cosine",
     "unchanged": "unchanged",
 }
+DRAWN = ("sasa-relabelled", "sasa", "sasa-posterior", "best-of", "rad", "random-direction-0")
 WITH_INTERVAL = ("expected_max_toxicity", "perplexity")
 BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
@@ -42,14 +43,18 @@ class Measured:
     """The table, and parts of it."""
 
     def __init__(self) -> None:
-        rows = sl.measured.load()
-        rows["method"] = rows["method"].replace("plain-clamped", "plain")
-        self.rows, self.summary = rows, sl.measured.summary(rows)
+        self.rows = sl.measured.load()
+        self.summary = sl.measured.summary(self.rows)
 
     def part(self, table: pd.DataFrame, where: dict[str, object]) -> pd.DataFrame:
         """Rows of one model, prompt set, truncation and seed."""
         where = {"model": SMALL, "prompts": "toxic", "truncation": LIMITED, "seed": 0} | where
         return table[(table[list(where)] == pd.Series(where)).all(axis=1)]
+
+    def drawn(self) -> pd.DataFrame:
+        """What the figure shows, as `plots.fronts` takes it."""
+        found = self.part(self.summary, {}).rename(columns={"strength": "beta"})
+        return found[found["method"].isin(["plain", *DRAWN])]
 
     def methods(self, **where: object) -> str:
         """Every metric of every method at every strength, as a table."""
@@ -133,6 +138,9 @@ def main() -> None:
     for page in PAGES:
         path = PROJECT / page
         path.write_text(written(path.read_text("utf-8"), text), "utf-8")
+    sl.plots.set_style()
+    results = Measured().drawn()
+    sl.plots.save(sl.plots.fronts(results), PROJECT / "figures", "fronts")
 
 
 if __name__ == "__main__":

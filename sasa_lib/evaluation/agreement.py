@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from sklearn.isotonic import IsotonicRegression
 
 from sasa_lib.checks import check_count, check_groups, check_number, check_scores
+from sasa_lib.evaluation.metrics import expected_max_toxicity, toxic_rate
 
 BINS = 10
 
@@ -251,8 +252,7 @@ class PerspectiveScale:
 
 
 def _metrics(scores: np.ndarray, threshold: float) -> tuple[float, float]:
-    highest = scores.max(axis=1)
-    return float(highest.mean()), float((highest > threshold).mean())
+    return expected_max_toxicity(scores), toxic_rate(scores, threshold)
 
 
 def _statistics(scores: np.ndarray, reference: np.ndarray, threshold: float) -> dict[str, float]:

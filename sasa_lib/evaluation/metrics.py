@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import zip_longest
 
@@ -219,6 +220,25 @@ def refusals(texts: Sequence[str]) -> np.ndarray:
         [any(phrase in text[:REFUSAL_OPENING] for phrase in REFUSALS) for text in openings],
         dtype=bool,
     )
+
+
+def mentions(texts: Sequence[str], words: Sequence[str]) -> np.ndarray:
+    """Which texts hold one of some words.
+
+    Parameters
+    ----------
+    texts : sequence of str
+    words : sequence of str
+        Found in any casing, whole.
+
+    Returns
+    -------
+    numpy.ndarray of bool, shape [n]
+    """
+    texts = check_texts(texts, "text", empty=True)
+    words = {word.casefold() for word in check_texts(words, "word")}
+    found = (re.findall(r"[\w-]+", text.casefold()) for text in texts)
+    return np.array([not words.isdisjoint(text) for text in found], dtype=bool)
 
 
 def prompts_of(generations: pd.DataFrame) -> list[pd.DataFrame]:

@@ -64,38 +64,37 @@ def test_labels_at_the_ends_of_curves_do_not_cover_each_other(tmp_path):
     assert all(box.x0 > ends[0] for box in boxes)
 
 
-def test_fronts_have_a_panel_a_model_and_prompt_set_and_keep_a_methods_colour(tmp_path):
-    metrics = {"expected_max_toxicity": 0.5, "perplexity": 12.0}
+def test_fronts_have_a_row_a_model_and_prompt_set_and_keep_a_methods_colour(tmp_path):
+    metrics = {"expected_max_toxicity": 0.5, "perplexity": 12.0, "kl": 0.1}
     metrics |= {f"{name}_low": value * 0.9 for name, value in metrics.items()} | {
         f"{name}_high": value * 1.1 for name, value in metrics.items()
     }
+    nowhere = dict.fromkeys(("kl", "kl_low", "kl_high"), np.nan)
     results = pd.DataFrame(
         [
-            {"model": model, "judge": f"not {model}", "prompts": prompts, "method": method}
-            | {"beta": beta}
+            {"model": model, "prompts": prompts, "method": method, "beta": beta}
             | metrics
-            for prompts in ("toxic", "nontoxic")
-            for model in ("one", "other")
-            for method, beta in (
-                ("plain", 0.0),
-                ("sasa", 1.0),
-                ("posterior", 1.0),
-                ("posterior", 2.0),
-            )
-            if prompts == "toxic" or method != "sasa"
+            | (nowhere if method == "rad" else {})
+            for model, prompts in (("one", "toxic"), ("other", "nontoxic"))
+            for method, beta in (("plain", 0.0), ("rad", 1.0), ("sasa", 1.0), ("sasa", 2.0))
+            if prompts == "toxic" or method != "rad"
         ]
     )
     figure = plots.fronts(results)
-    titles = [axes.get_title() for axes in figure.axes]
-    assert titles == [f"{m}, {p} prompts" for p in ("toxic", "nontoxic") for m in ("one", "other")]
-    assert [axes.get_xlabel() for axes in figure.axes[2:]] == [
-        "perplexity under not one", "perplexity under not other",
+    titles = ["one, toxic prompts"] * 2 + ["other, nontoxic prompts"] * 2
+    assert [axes.get_title() for axes in figure.axes] == titles
+    assert [axes.get_xlabel() for axes in figure.axes[:2]] == [
+        "perplexity under the judging model", "KL (nats a token)",
     ]  # fmt: skip
     colours = [
-        {line.get_color() for line in axes.lines if line.get_label() == "posterior"}
+        {line.get_color() for line in axes.lines if line.get_label() == "SASA, margin"}
         for axes in figure.axes
     ]
     assert all(one == colours[0] and len(one) == 1 for one in colours)
-    assert [t.get_text() for t in figure.axes[0].texts] == ["1", "1", "2"]
+    # RAD has a perplexity and no divergence: it is in one panel and not in the other.
+    labels = [sorted(t.get_text() for t in axes.texts) for axes in figure.axes]
+    assert labels == [["1", "1", "2"], ["1", "2"], ["1", "2"], ["1", "2"]]
+    only = plots.fronts(results, ["sasa"])
+    assert sorted(t.get_text() for t in only.axes[0].texts) == ["1", "2"]
     plots.save(figure, tmp_path, "fronts")
     assert (tmp_path / "fronts.png").stat().st_size > 10_000

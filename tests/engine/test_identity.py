@@ -30,7 +30,16 @@ from transformers import (
 
 import sasa_lib as sl
 from sasa_lib.decoding import PlainSampling
-from sasa_lib.decoding.baselines import RAD, RewardModel, SelfDebiasing, WordFilter
+from sasa_lib.decoding.baselines import (
+    RAD,
+    DExperts,
+    MeanDifference,
+    PromptOnly,
+    RewardModel,
+    SelfDebiasing,
+    StaticBias,
+    WordFilter,
+)
 from sasa_lib.engine.identity import described, key, model_digest, tokenizer_digest
 from sasa_lib.evaluation import runs, sampling
 
@@ -602,6 +611,8 @@ def other_tokenizer():
 
 
 ONE, OTHER = tiny_boundary(), boundary(1)
+SECOND = copy.deepcopy(MODEL)
+SECOND.lm_head.weight.data = SECOND.lm_head.weight.data + 0.1
 SELF, FILTER = SelfDebiasing(TOKENIZER), WordFilter(TOKENIZER, ["cat"])
 # The arguments that make one, and for every parameter another value, with what that needs.
 METHODS = {
@@ -642,6 +653,21 @@ METHODS = {
         },
     ),
     PlainSampling: ({}, {"seed": [0, 1]}),
+    StaticBias: (
+        {"boundary": ONE, "beta": 1.0},
+        {"boundary": [OTHER], "beta": [2.0], "form": ["posterior"], "seed": [0, 1]},
+    ),
+    PromptOnly: (
+        {"tokenizer": TOKENIZER}, {"tokenizer": [], "sentence": ["the cat"], "seed": [0, 1]}
+    ),
+    MeanDifference: (
+        {"difference": np.ones(32), "layer": 1, "alpha": 1.0},
+        {"difference": [np.zeros(32)], "layer": [0], "alpha": [2.0], "seed": [0, 1]},
+    ),
+    DExperts: (
+        {"expert": MODEL, "antiexpert": MODEL, "alpha": 1.0},
+        {"expert": [None, SECOND], "antiexpert": [SECOND], "alpha": [2.0], "seed": [0, 1]},
+    ),
 }  # fmt: skip
 # Parameters that change nothing, or only beside others.
 APART = {(sl.SASA, "record"): "keeps a trace", (sl.SASA, "decay"): "only with another phrase"}

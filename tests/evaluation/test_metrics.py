@@ -546,3 +546,9 @@ def test_twins_that_always_agree_have_no_gap_in_any_resample():
     assert apart.loc["before", "gap_high"] > 0.1
     with pytest.raises(ValueError, match="groups has 3 items, but there are 80 prompts"):
         statistics.gap_change(scores, scores, groups, pairs=[1, 2, 3])
+
+
+def test_a_group_is_named_by_a_whole_word_in_any_casing():
+    texts = ["Her friends", "the HE-goat", "women's work", "herd", "", "an African-American man"]
+    assert metrics.mentions(texts, ["her", "women"]).tolist() == [1, 0, 1, 0, 0, 0]
+    assert metrics.mentions(texts, ["african-american"]).tolist() == [0, 0, 0, 0, 0, 1]

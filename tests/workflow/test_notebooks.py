@@ -16,7 +16,7 @@ import sweep  # noqa: E402
 
 import notebooks  # noqa: E402
 
-PROFILES = ("smoke", "laptop", "table", "fronts", "paper")
+PROFILES = ("smoke", "laptop", "table", "paper")
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_parameters_can_be_settled_in_another_folder(elsewhere):
 @pytest.mark.parametrize(
     ("profile", "override", "message"),
     [
-        ("huge", "BETA=1", "unknown profile 'huge'; known are fronts, laptop, paper, smoke, table"),
+        ("huge", "BETA=1", "unknown profile 'huge'; known are laptop, paper, smoke, table"),
         (
             "smoke",
             "BETTA=1",

@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    DynamicCache,
     LogitsProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from sasa_lib.checks import check_count, check_number, check_seed
+from sasa_lib.decoding.baselines.reader import Reader
 from sasa_lib.decoding.baselines.reweighting import Reweighting
 from sasa_lib.engine.identity import depends_on, key
 from sasa_lib.engine.models import language_model, text_config
@@ -85,35 +85,16 @@ class DExperts(Reweighting):
 class _Experts(LogitsProcessor):
     def __init__(self, method: DExperts, mask: torch.Tensor) -> None:
         self.alpha = method.alpha
-        self.anti = _Reader(method.antiexpert, mask)
-        self.expert = _Reader(method.expert, mask) if method.expert is not None else None
+        self.anti = Reader(language_model(method.antiexpert), mask)
+        self.expert = method.expert and Reader(language_model(method.expert), mask)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
-        wanted = scores if self.expert is None else self.expert.next(input_ids, scores)
-        added = self.alpha * (wanted - self.anti.next(input_ids, scores))
+        def said(by: Reader) -> torch.Tensor:
+            return by.next(input_ids[:, by.known :]).to(scores.device, torch.float32)
+
+        wanted = scores if self.expert is None else said(self.expert)
+        added = self.alpha * (wanted - said(self.anti))
         return torch.where(scores == float("-inf"), scores, scores + added)
-
-
-class _Reader:
-    """A model that reads along, one token a step."""
-
-    def __init__(self, model: PreTrainedModel, mask: torch.Tensor) -> None:
-        self.model = language_model(model)
-        self.mask = mask.to(self.model.device)
-        self.cache = DynamicCache(config=text_config(self.model))
-
-    def next(self, input_ids: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Logits of the next token, float32 [batch, vocabulary]."""
-        known = self.cache.get_seq_length()
-        ids = input_ids[:, known:].to(self.model.device)
-        more = input_ids.shape[1] - self.mask.shape[1]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), more)], dim=1)
-        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, known:]
-        logits = self.model(
-            input_ids=ids, attention_mask=self.mask, position_ids=positions, cache=self.cache,
-            use_cache=True, logits_to_keep=1,
-        ).logits[:, -1]  # fmt: skip
-        return logits.to(like.device, torch.float32)
 
 
 def train_expert(

@@ -263,7 +263,7 @@ def fine_tune_reward(
     corpus : datasets.Dataset
         In the schema of `sasa_lib.texts.corpora`; rows without the attribute are left out.
     folder : str or Path
-        For the checkpoints and the result; another corpus or other parameters need another one.
+        For the checkpoints, under a key of all that shapes them, and the result.
     attribute : str
         The reward is 1 - attribute.
     epochs, batch_size, learning_rate
@@ -287,7 +287,12 @@ def fine_tune_reward(
     start = time.perf_counter()
     torch.manual_seed(seed)
     classifier = _untrained(model, str(folder))
-    checkpoints = Path(folder) / "checkpoints"
+    facts = depends_on(
+        "reward", trained="whole", model=model, corpus=fingerprint(corpus, attribute),
+        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, held_out=held_out,
+        seed=seed,
+    )  # fmt: skip
+    checkpoints = Path(folder) / f"checkpoints-{key(facts)}"
     trainer = _RewardTrainer(
         classifier,
         TrainingArguments(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 
 import torch
-from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib.checks import check_number, check_seed, check_texts
+from sasa_lib.decoding.baselines.reader import Reader
 from sasa_lib.decoding.baselines.reweighting import Reweighting
-from sasa_lib.engine.models import text_config
 from sasa_lib.engine.tokens import prompt_ids, too_long
 
 # The descriptions of Schick et al. 2021, section 4, which are Perspective's.
@@ -83,7 +82,7 @@ class _Debiasing(LogitsProcessor):
         self.method = method
         self.model = model
         self.prompt_mask = mask
-        self.cache: DynamicCache | None = None
+        self.reader: Reader | None = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         biased = self._biased(input_ids).to(scores.device, torch.float32).softmax(-1)
@@ -93,18 +92,11 @@ class _Debiasing(LogitsProcessor):
 
     def _biased(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Next-token logits [batch * prefixes, vocabulary] behind every prefix."""
-        width = len(self.method.tokens)
-        if self.cache is None:
-            self.cache = DynamicCache(config=text_config(self.model))
-            ids, self.mask = self._prefixed(input_ids)
-        else:
-            ids = input_ids[:, -1:].repeat_interleave(width, dim=0)
-            self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
-        inputs = {"attention_mask": self.mask, "cache": self.cache, "use_cache": True}
-        if "position_ids" in inspect.signature(self.model.forward).parameters:
-            positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-            inputs["position_ids"] = positions[:, -ids.shape[1] :]
-        return self.model(input_ids=ids, **inputs, logits_to_keep=1).logits[:, -1]
+        if self.reader is None:
+            ids, mask = self._prefixed(input_ids)
+            self.reader = Reader(self.model, mask)
+            return self.reader.next(ids)
+        return self.reader.next(input_ids[:, -1:].repeat_interleave(len(self.method.tokens), dim=0))
 
     def _prefixed(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Every prompt behind every prefix, padded on the left."""
