@@ -38,10 +38,6 @@ from traitlets.config import Config
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = PROJECT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
-README_FIGURES = (  # run, figure, its name in figures/
-    ("table", "figures/05_trade_off", "trade_off"),
-    ("bench", "cost", "cost"),
-)
 # The Makefile's own variables.
 NOT_PARAMETERS = ("ACTOR_GPUS", "ENGINE", "PROFILE", "PYTHON", "STORE")
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -298,7 +294,7 @@ def _minutes(executed: Path) -> float:
 
 
 def figures(profile: str) -> None:
-    """Copy the figures of a run to figures/, and those of the README under its names for them."""
+    """Copy the figures of a run, and that of `make bench`, to figures/."""
     made = sorted((PROJECT / "runs" / profile / "figures").glob("*.*"))
     if not made:
         sys.exit(f"runs/{profile} has no figures: `make run PROFILE={profile}` makes them")
@@ -306,9 +302,8 @@ def figures(profile: str) -> None:
     folder.mkdir(exist_ok=True)
     for path in made:
         shutil.copy(path, folder)
-    for run, name, shown in README_FIGURES:
-        for path in (PROJECT / "runs" / run).glob(f"{name}.*"):
-            shutil.copy(path, folder / f"{shown}{path.suffix}")
+    for path in (PROJECT / "runs" / "bench").glob("cost.*"):
+        shutil.copy(path, folder)
     print(f"{len(made)} files of runs/{profile} in figures/")
 
 

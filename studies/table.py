@@ -259,8 +259,8 @@ class Run:
 def runs() -> Iterator[Run]:
     """Every run, the most important ones first."""
     rows = [(SMALL, "toxic", LIMITED, name) for name in (
-        "plain", "sasa", "sasa-posterior", "sasa-relabelled", "rad", "best-of",
-        "random-direction-0", "shuffled-labels-0", "sasa-published",
+        "plain", "sasa", "sasa-posterior", "sasa-relabelled", "random-direction-0", "rad",
+        "best-of", "shuffled-labels-0", "sasa-published",
     )]  # fmt: skip
     nucleus = ("plain", "sasa-posterior", "sasa-relabelled")
     rows += [(SMALL, "toxic", NUCLEUS, name) for name in nucleus]

@@ -77,7 +77,7 @@ class Measured:
             before = name
         return as_table(lines)
 
-    def matched(self, **where: object) -> str:
+    def matched(self, ratios: tuple[float, ...] = RATIOS, **where: object) -> str:
         """What each method reaches at the same fluency, as a table, the best first."""
         rows = self.part(self.rows, where)
         tables = {
@@ -87,7 +87,7 @@ class Measured:
         references = {name: said for name, said in REFERENCES.items() if name in tables}
         cells: dict[str, dict[str, str]] = {method: {} for method in tables}
         order = pd.Series(dtype=float)
-        for ratio in RATIOS:
+        for ratio in ratios:
             title = f"+{ratio - 1:.0%}"
             for reference, said in (references or {None: ""}).items():
                 found = sl.matched.at_matched_perplexity(
@@ -120,6 +120,7 @@ def blocks() -> dict[str, str]:
     """Every block by its name."""
     found = Measured()
     return {
+        "matched-short": found.matched((1.1,)),
         "matched": found.matched(),
         "methods": found.methods(),
         "matched-nucleus": found.matched(truncation=NUCLEUS),

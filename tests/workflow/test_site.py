@@ -62,7 +62,7 @@ def site(tmp_path_factory):
     for number, name in enumerate(NOTEBOOKS, 1):
         nbformat.write(executed(number), run / f"{name}.ipynb")
     for name in build_site.FIGURES:
-        shutil.copy(PROJECT / "figures" / "trade_off.png", run / "figures" / name)
+        shutil.copy(PROJECT / "figures" / "cost.png", run / "figures" / name)
     build_site.build(run, run / "site")
     return run / "site" / "html"
 
