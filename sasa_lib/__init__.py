@@ -22,6 +22,7 @@ NAMES = {
     "Boundary": "subspace.boundary",
     "SASA": "decoding.sasa",
     "SASALogitsProcessor": "decoding.processor",
+    "Accept": "decoding.accept",
     "BestOf": "decoding.best_of",
     "load_scorer": "evaluation.scorers",
     "mask_text": "evaluation.scorers",

@@ -170,13 +170,14 @@ def overflowing():
         lambda reward, tokenizer: sl.SASA(boundary_at(reward, 1), 1.0),
         lambda reward, tokenizer: sl.SASA(boundary_at(reward, 2), 1.0, form="posterior"),
         lambda reward, tokenizer: sl.BestOf(boundary_at(reward, 1), 2),
+        lambda reward, tokenizer: sl.Accept(boundary_at(reward, 1), 0.0),
         lambda reward, tokenizer: WordFilter(tokenizer, ["cat"], seed=0),
         lambda reward, tokenizer: SelfDebiasing(tokenizer, seed=0),
         lambda reward, tokenizer: RAD(
             RewardModel(reward, tokenizer, np.ones(32, np.float32), 0.0), tokenizer, 1.0, seed=0
         ),
     ],
-    ids=["plain", "sasa", "posterior", "best-of", "words", "self-debiasing", "rad"],
+    ids=["plain", "sasa", "posterior", "best-of", "accept", "words", "self-debiasing", "rad"],
 )
 def test_04_logits_that_are_not_finite_are_refused(tmp_path, method):
     """inspect_ai #77, text-generation-webui #6213: float16 overflowed, one word was repeated."""
@@ -269,6 +270,7 @@ def test_06_an_image_is_seen_or_refused_by_name():
     reward = RewardModel(tiny_lm()[0], tokenizer, np.ones(32, np.float32), 0.0)
     for method in (
         sl.BestOf(boundary_at(model, 2), 2, seed=0),
+        sl.Accept(boundary_at(model, 2), seed=0),
         RAD(reward, tokenizer, 0.0, seed=0),
         SelfDebiasing(tokenizer, decay=0.0, seed=0),
         sl.SASA(boundary_at(model, 2), 0.0, phrase="text", seed=0),

@@ -8,6 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "accept": ["Accept"],
         "best_of": ["BestOf"],
         "kl": ["divergence", "path_divergence"],
         "method": ["Decoder", "PlainSampling"],

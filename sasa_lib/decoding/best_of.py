@@ -8,8 +8,6 @@ its tokens, and a choice among n finished ones is paid for in time, not in fluen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
-from itertools import takewhile
 
 import numpy as np
 import torch
@@ -18,12 +16,15 @@ from transformers.generation import GenerateDecoderOnlyOutput, LogitsProcessorLi
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from sasa_lib.checks import as_list, check_count, check_number
-from sasa_lib.decoding.method import Decoder, PlainSampling, further_inputs, mask_of
-from sasa_lib.decoding.sasa import SASA
+from sasa_lib.decoding.method import Decoder, PlainSampling, mask_of
+from sasa_lib.decoding.noise import at_places, places_of
+from sasa_lib.decoding.responses import (
+    check_choice_among_draws,
+    margins_of,
+    of_rows,
+    responses_of,
+)
 from sasa_lib.subspace.boundary import Boundary
-from sasa_lib.subspace.embeddings import check_layer, hidden_states
-
-READ_AT_ONCE = 100  # responses in one forward pass
 
 
 class BestOf(Decoder):
@@ -101,39 +102,32 @@ class BestOf(Decoder):
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         """Draw and choose; `model.generate` calls this with what it has prepared."""
         mask = mask_of(input_ids, model_kwargs)
-        # Responses are read again, as tokens alone.
-        self.check_call(model, generation_config, further_inputs(model_kwargs, input_ids, mask))
-        if not generation_config.do_sample:
-            raise ValueError("BestOf chooses among draws: give do_sample=True")
-        if generation_config.output_hidden_states:
-            raise ValueError("BestOf does not return hidden states: leave them off")
-        for boundary, _ in self.pairs:
-            boundary.check_model(model)
-            check_layer(model, boundary.layer)
+        boundaries = [boundary for boundary, _ in self.pairs]
+        check_choice_among_draws(
+            self, model, boundaries, generation_config, model_kwargs, input_ids, mask
+        )
         many, expanded = model._expand_inputs_for_generation(
             expand_size=self.n, input_ids=input_ids, **model_kwargs
         )
-        drawn = self.then(
-            model,
-            many,
-            _of_draws(logits_processor, self.n),
-            stopping_criteria,
-            generation_config,
-            synced_gpus=synced_gpus,
-            **expanded,
-        )
+        prompts = [ids[seen].tolist() for ids, seen in zip(input_ids, mask.bool(), strict=True)]
+        places = [
+            self.n * place + i
+            for place in places_of([tuple(prompt) for prompt in prompts])
+            for i in range(self.n)
+        ]
+        with at_places(places):
+            drawn = self.then(
+                model, many, of_rows(logits_processor, torch.arange(len(many)) // self.n),
+                stopping_criteria, generation_config, synced_gpus=synced_gpus, **expanded,
+            )  # fmt: skip
         dictionary = not isinstance(drawn, torch.Tensor)
         sequences = drawn.sequences if dictionary else drawn
-        prompts = [ids[seen].tolist() for ids, seen in zip(input_ids, mask.bool(), strict=True)]
-        ends = generation_config._eos_token_tensor
-        ends = set() if ends is None else set(ends.tolist())
-        responses = [
-            list(takewhile(lambda token: token not in ends, tokens))
-            for tokens in sequences[:, input_ids.shape[1] :].tolist()
-        ]
-        texts = [(prompts[i // self.n], response) for i, response in enumerate(responses)]
-        margins = self._had()
-        margins = self._margins(model, texts) if margins is None else margins
+        responses = responses_of(sequences, input_ids.shape[1], generation_config)
+        prompts = [prompt for prompt in prompts for _ in range(self.n)]
+        margins = margins_of(self.then, model, boundaries, prompts, responses)
+        empty = np.isneginf(margins[0])
+        weights = np.array([weight for _, weight in self.pairs])
+        margins = np.where(empty, -np.inf, weights @ np.where(empty, 0, margins))
         margins = margins.reshape(-1, self.n)
         best = torch.from_numpy(margins.argmax(1) + self.n * np.arange(len(margins)))
         best = best.to(sequences.device)
@@ -148,52 +142,3 @@ class BestOf(Decoder):
             scores=drawn.scores and tuple(step[best] for step in drawn.scores),
             logits=drawn.logits and tuple(step[best] for step in drawn.logits),
         )
-
-    def _had(self) -> np.ndarray | None:
-        """Weighted sum of the margins of the responses where drawing them has shown it."""
-        had = [
-            self.then.response_margins(one) if isinstance(self.then, SASA) else None
-            for one, _ in self.pairs
-        ]
-        if any(margins is None for margins in had):
-            return None
-        margins = sum(weight * of for of, (_, weight) in zip(had, self.pairs, strict=True))
-        return np.where(np.isnan(margins), -np.inf, margins)
-
-    def _margins(
-        self, model: PreTrainedModel, texts: Sequence[tuple[list[int], list[int]]]
-    ) -> np.ndarray:
-        """Weighted sum of the scaled margins of responses to prompts, both token ids."""
-        margins = np.full(len(texts), -np.inf)
-        layers = sorted({boundary.layer for boundary, _ in self.pairs})
-        rows = [i for i, (_, response) in enumerate(texts) if response]
-        for start in range(0, len(rows), READ_AT_ONCE):
-            some = rows[start : start + READ_AT_ONCE]
-            states = hidden_states(model, [[*texts[i][0], *texts[i][1]] for i in some], layers)
-            for i, of_layers in zip(some, states.float(), strict=True):
-                prompt, response = map(len, texts[i])
-                end = prompt + response
-                # A mean leaves out the first position, see `sasa_lib.subspace.embeddings.extract`.
-                first = min(max(prompt, 1), end - 1)
-                pooled = {"mean": of_layers[:, first:end].mean(1), "last": of_layers[:, end - 1]}
-                margins[i] = sum(
-                    weight
-                    * boundary.margins(
-                        pooled[boundary.pooling][layers.index(boundary.layer)][None].cpu().numpy(),
-                        scaled=True,
-                    )[0]
-                    for boundary, weight in self.pairs
-                )
-        return margins
-
-
-def _of_draws(processors: LogitsProcessorList, n: int) -> LogitsProcessorList:
-    """Processors for n draws of every row; the repetition penalty holds each row's padding."""
-    many = LogitsProcessorList()
-    for processor in processors:
-        lengths = getattr(processor, "prompt_ignore_length", None)
-        if isinstance(lengths, torch.Tensor):
-            processor = copy(processor)
-            processor.prompt_ignore_length = lengths.repeat_interleave(n)
-        many.append(processor)
-    return many

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import takewhile
 
 import torch
@@ -38,6 +41,9 @@ GAMMA = 0x9E3779B97F4A7C15 - 2**64
 MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
+_PLACES: ContextVar[list[int] | None] = ContextVar("_PLACES", default=None)
+
+
 class Noise:
     """Gumbel noise of tokens at each step of a call, for every sequence of a batch.
 
@@ -47,17 +53,18 @@ class Noise:
         None: one is drawn from torch's generator.
     input_ids, mask : torch.Tensor, shape [batch, length]
         Prompts and which of their positions are not padding. Of equal prompts the second, third
-        and so on have noise of their own.
+        and so on have noise of their own; see `places_of`.
     """
 
     def __init__(self, seed: int | None, input_ids: torch.Tensor, mask: torch.Tensor) -> None:
         seed = int(torch.randint(2**63 - 1, (1,))) if seed is None else seed
-        before: Counter[bytes] = Counter()
+        prompts = [
+            ids[seen.astype(bool)].tobytes()
+            for ids, seen in zip(input_ids.cpu().numpy(), mask.cpu().numpy(), strict=True)
+        ]
         keys = []
-        for ids, seen in zip(input_ids.cpu().numpy(), mask.cpu().numpy(), strict=True):
-            prompt = ids[seen.astype(bool)].tobytes()
-            digest = hashlib.sha256(f"{seed} {before[prompt]} ".encode() + prompt).digest()
-            before[prompt] += 1
+        for prompt, place in zip(prompts, places_of(prompts), strict=True):
+            digest = hashlib.sha256(f"{seed} {place} ".encode() + prompt).digest()
             keys.append(int.from_bytes(digest[:8], "big", signed=True))
         self.keys = torch.tensor(keys, device=input_ids.device)[:, None]  # [batch, 1]
         self.step = -1
@@ -74,6 +81,31 @@ class Noise:
         # In float32 a uniform number near 0 is fine-grained, which is where the noise is large.
         uniform = (bits.to(torch.float32) * 2.0**-53).clamp(2.0**-54, 1 - 2.0**-24)
         return -(-torch.log1p(-uniform)).log()
+
+
+def places_of(prompts: Sequence[Hashable]) -> list[int]:
+    """Place of each sequence among those of its prompt: how often it was there before.
+
+    Unless a method draws some sequences of a call anew, and has said which: `at_places`.
+    """
+    if (places := _PLACES.get()) is not None:
+        return places
+    before: Counter[Hashable] = Counter()
+    places = []
+    for prompt in prompts:
+        places.append(before[prompt])
+        before[prompt] += 1
+    return places
+
+
+@contextmanager
+def at_places(places: list[int]) -> Iterator[None]:
+    """Let the noise of a call within be that of sequences at these places."""
+    token = _PLACES.set(places)
+    try:
+        yield
+    finally:
+        _PLACES.reset(token)
 
 
 def _mixed(state: torch.Tensor) -> torch.Tensor:

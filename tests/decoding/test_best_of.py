@@ -13,7 +13,7 @@ from tiny_lm import tiny_boundary, tiny_lm
 from transformers import TextStreamer
 
 import sasa_lib as sl
-from sasa_lib.decoding import PlainSampling
+from sasa_lib.decoding import PlainSampling, best_of, responses
 
 PROMPT = "the cat sees"
 SAMPLING = {"do_sample": True, "top_k": 4, "top_p": 1.0}
@@ -125,21 +125,23 @@ def test_margins_had_while_drawing_are_those_of_reading_again(tiny, monkeypatch,
     other = replace(one, normal=one.normal[::-1].copy(), layer=2).of(model)
     sasa = sl.SASA([(one, 1.0), (other, 0.5)], form=form, scaled=scaled, seed=3)
     best = sl.BestOf([(other, 1.0), (one, -2.0)], 30, then=sasa)
-    read = []
-    again = best._margins
-    monkeypatch.setattr(best, "_margins", lambda *given: read.append(given))
+    again, had = responses.read_margins, []
+    monkeypatch.setattr(responses, "read_margins", None)  # nothing is read again
+    margins_of = best_of.margins_of
+    monkeypatch.setattr(
+        best_of, "margins_of", lambda *given: had.append(margins_of(*given)) or had[-1]
+    )
     model.generate(ids, custom_generate=best, **SAMPLING | {"top_k": 20, "max_new_tokens": 6})
-    assert not read, "nothing is read again"
-    margins = best._had()
+    (margins,) = had
     # The same draws once more, as tokens.
     draws = model.generate(
         ids, custom_generate=sasa, num_return_sequences=30,
         **SAMPLING | {"top_k": 20, "max_new_tokens": 6},
     )  # fmt: skip
     end, at = model.generation_config.eos_token_id, ids.shape[1]
-    responses = [row[: row.index(end)] if end in row else row for row in draws[:, at:].tolist()]
-    expected = again(model, [(ids[0].tolist(), response) for response in responses])
-    assert np.isneginf(expected).any() and len({len(r) for r in responses}) > 2
+    drawn = [row[: row.index(end)] if end in row else row for row in draws[:, at:].tolist()]
+    expected = again(model, [other, one], [ids[0].tolist()] * len(drawn), drawn)
+    assert np.isneginf(expected).any() and len({len(response) for response in drawn}) > 2
     np.testing.assert_allclose(margins, expected, atol=1e-5)
 
 

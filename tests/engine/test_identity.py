@@ -631,6 +631,13 @@ METHODS = {
             "then": [sl.SASA(ONE, 1.0), sl.SASA(ONE, 2.0), SELF, FILTER],
         },
     ),
+    sl.Accept: (
+        {"boundary": ONE},
+        {
+            "boundary": [OTHER, [(ONE, 0.5), (OTHER, 0.0)]], "above": [0.5], "at_most": [4],
+            "seed": [0, 1], "then": [sl.SASA(ONE, 1.0), SELF, FILTER],
+        },
+    ),
     WordFilter: (
         {"tokenizer": TOKENIZER, "words": ["cat", "dog"]},
         {
@@ -684,6 +691,7 @@ def test_every_parameter_of_a_method_is_another_run(kind):
             options = given | {name: value}
             if not isinstance(options.get("boundary", ONE), sl.Boundary):
                 options.pop("beta", None)
+                options.pop("above", None)
             names.append(key(described(kind(**options))))
     assert len(set(names)) == len(names)
     assert key(described(kind(**given))) == names[0]
