@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     fit.add_argument(
         "--covariance", default="ledoit_wolf", help="ledoit_wolf, oas, empirical, auto"
     )
+    fit.add_argument("--estimator", default="discriminant", help="discriminant, logistic, auto")
     fit.add_argument("--form", default="posterior", choices=FORMS, help="of the settings: g")
     fit.add_argument("--beta", type=float, default=1.0, help="of the settings: strength")
     fit.add_argument("--device", default="auto")
@@ -58,7 +59,8 @@ def write_fitted(options: argparse.Namespace) -> None:
     model, tokenizer = sl.load_lm(options.model, device=options.device, dtype=options.dtype)
     boundary = sl.Boundary.fit(
         model, tokenizer, training, attribute=options.attribute, layer=options.layer,
-        pooling=options.pooling, covariance=options.covariance, held_out=held_out,
+        pooling=options.pooling, covariance=options.covariance, estimator=options.estimator,
+        held_out=held_out,
     )  # fmt: skip
     boundary = boundary.calibrated(model, tokenizer, held_out, attribute=options.attribute)
     sasa = sl.SASA(boundary, options.beta, form=options.form, max_candidates=50)

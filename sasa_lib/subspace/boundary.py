@@ -26,10 +26,12 @@ from sasa_lib.subspace.hidden_states import check_layer
 from sasa_lib.subspace.probes import allowed_error, check_states, probe_states
 from sasa_lib.subspace.selection import (
     CUTS,
+    ESTIMATORS,
     candidate_layers,
     cross_validate,
     grouped_folds,
     kept_eigenvalues,
+    logistic,
 )
 from sasa_lib.subspace.sharing import Shared
 from sasa_lib.texts.corpora import fingerprint as corpus_fingerprint
@@ -108,6 +110,7 @@ class Boundary(CalibratedMargins, Shared):
         pooling: str = "last",
         covariance: str = "empirical",
         cut: str = "relative",
+        estimator: str = "discriminant",
         held_out: Dataset | None = None,
         folder: str | Path | None = None,
         set_aside: bool = False,
@@ -135,6 +138,10 @@ class Boundary(CalibratedMargins, Shared):
         cut : {"relative", "published"}
             Which eigenvalues of the covariance count as 0, see
             `sasa_lib.subspace.selection.kept_eigenvalues`; "published" is an absolute 1e-6.
+        estimator : {"discriminant", "logistic", "auto"}
+            "discriminant" is the published closed form. "logistic" is a logistic regression of
+            the label on standardised embeddings, which needs no covariance: ahead where texts
+            are few, and where dimensions differ much in scale.
         held_out : datasets.Dataset, optional
             Annotated data on which the AUC in the metadata is measured.
         folder : str or Path, optional
@@ -154,9 +161,9 @@ class Boundary(CalibratedMargins, Shared):
         open, among them the layers at each tenth of the depth, is judged by its mean AUC on the
         held-out folds. Of all that lie within one standard error of the best the simplest is
         taken: the lowest layer, since candidates are computed only up to it, then "mean" before
-        "last", then "ledoit_wolf" before "oas" before "empirical". What was tried is a table,
-        ``pandas.DataFrame(boundary.metadata["tried"])``. It costs one reading of the texts, and
-        a decomposition of a covariance for every layer, pooling and fold.
+        "last", then "ledoit_wolf" before "oas" before "empirical", then a logistic regression.
+        What was tried is a table, ``pandas.DataFrame(boundary.metadata["tried"])``. It costs one
+        reading of the texts, and a decomposition of a covariance for every layer, pooling and fold.
 
         The rule says what separates texts like these. For other texts, or for decoding, another
         choice may be better: compare on `held_out` data of that kind.
@@ -169,30 +176,28 @@ class Boundary(CalibratedMargins, Shared):
         _check_choices(pooling, covariance, AUTO)
         poolings = POOLINGS if pooling == AUTO else (pooling,)
         covariances = COVARIANCES if covariance == AUTO else (covariance,)
+        check_choice("estimator", estimator, (*ESTIMATORS, AUTO))
+        estimators = ESTIMATORS if estimator == AUTO else (estimator,)
+        open_choices = AUTO in (layer, pooling, covariance, estimator)
         corpus, toxic = labelled(corpus, attribute, threshold)
         metadata = {"attribute": attribute, "threshold": float(threshold)}
         metadata["data_fingerprint"] = corpus_fingerprint(corpus, attribute)
         if held_out is not None:
             held_out, held_out_toxic = labelled(held_out, attribute, threshold, minimum=1)
-        if AUTO in (layer, pooling, covariance):
+        if open_choices:
             grouped_folds(corpus, toxic)  # refuses, if it does, before the texts are read
         reading = {"set_aside": set_aside, "progress": progress}
-        # Texts are read once for all layers and poolings, since `extract` keeps all poolings.
-        with tempfile.TemporaryDirectory() as temporary:
-            keep = temporary if folder is None and len(poolings) > 1 else folder
-            of = {"layers": layers, "folder": keep} | reading
-            embeddings = {
-                name: extract(model, tokenizer, corpus, pooling=name, **of) for name in poolings
-            }
+        embeddings = _of_poolings(model, tokenizer, corpus, poolings, layers, folder, reading)
         read = np.isfinite(embeddings[poolings[0]][:, 0, 0])
         if not read.all():
             corpus, toxic = labelled(corpus.select(np.flatnonzero(read)), attribute, threshold)
             embeddings = {name: of_pooling[read] for name, of_pooling in embeddings.items()}
             metadata["data_fingerprint"] = corpus_fingerprint(corpus, attribute)
-        folds = grouped_folds(corpus, toxic) if AUTO in (layer, pooling, covariance) else []
         choice = {"layer": layers[0], "pooling": poolings[0], "covariance": covariances[0]}
-        if folds:
-            tried = cross_validate(embeddings, layers, covariances, toxic, folds, cut)
+        choice["estimator"] = estimators[0]
+        if open_choices:
+            folds = grouped_folds(corpus, toxic)
+            tried = cross_validate(embeddings, layers, covariances, toxic, folds, cut, estimators)
             metadata["tried"] = tried
             choice = next({key: row[key] for key in choice} for row in tried if row["chosen"])
         chosen = embeddings[choice["pooling"]][:, layers.index(choice["layer"])]
@@ -214,8 +219,9 @@ class Boundary(CalibratedMargins, Shared):
         layer: int,
         pooling: str,
         model: PreTrainedModel | str,
-        covariance: str = "empirical",
+        covariance: str | None = "empirical",
         cut: str = "relative",
+        estimator: str = "discriminant",
         metadata: dict[str, Any] | None = None,
     ) -> Boundary:
         """Fit a boundary on embeddings that are already at hand.
@@ -224,7 +230,7 @@ class Boundary(CalibratedMargins, Shared):
         ----------
         embeddings : numpy.ndarray, shape [n, hidden_size]
         toxic : sequence of bool, shape [n]
-        layer, pooling, covariance, cut
+        layer, pooling, covariance, cut, estimator
             As in `fit`.
         model : PreTrainedModel or str
             Whose embeddings these are. By a name alone the boundary cannot tell whether another
@@ -236,7 +242,9 @@ class Boundary(CalibratedMargins, Shared):
         -------
         Boundary
         """
-        _check_choices(pooling, covariance)
+        check_choice("estimator", estimator, ESTIMATORS)
+        covariance = None if estimator == "logistic" else covariance
+        _check_choices(pooling, *filter(None, [covariance]))
         check_choice("cut", cut, CUTS)
         embeddings = np.asarray(embeddings, dtype=np.float64)
         toxic = check_labels("toxic", toxic)
@@ -251,18 +259,17 @@ class Boundary(CalibratedMargins, Shared):
                 f"a boundary needs at least 2 examples of either class, got {int(toxic.sum())} "
                 f"toxic and {int((~toxic).sum())} nontoxic"
             )
-        nontoxic_mean, toxic_mean = embeddings[~toxic].mean(axis=0), embeddings[toxic].mean(axis=0)
-        centred = embeddings - np.where(toxic[:, None], toxic_mean, nontoxic_mean)
-        weight = _inverse(_covariance(centred, covariance), cut) @ (nontoxic_mean - toxic_mean)
+        weight, midpoint = _hyperplane(embeddings, toxic, covariance, cut, estimator)
         length = np.linalg.norm(weight)
         if length == 0:
             raise ValueError(
                 "the two classes have the same mean, or vary along nothing that tells them apart: "
                 "there is nothing to separate"
             )
-        normal, midpoint = weight / length, (nontoxic_mean + toxic_mean) / 2
+        normal = weight / length
         margins = (embeddings - midpoint) @ normal
         facts = {
+            "estimator": estimator,
             "covariance": covariance,
             "cut": cut,
             "n_nontoxic": int((~toxic).sum()),
@@ -416,10 +423,45 @@ class Boundary(CalibratedMargins, Shared):
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def _check_choices(pooling: str, covariance: str, *more: str) -> None:
+def _check_choices(pooling: str, covariance: str = COVARIANCES[0], *more: str) -> None:
     """Raise ValueError unless both are known; `more` are further names that either may have."""
     check_choice("pooling", pooling, (*POOLINGS, *more))
     check_choice("covariance", covariance, (*COVARIANCES, *more))
+
+
+def _of_poolings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Dataset,
+    poolings: Sequence[str],
+    layers: Sequence[int],
+    folder: str | Path | None,
+    reading: dict[str, bool],
+) -> dict[str, np.ndarray]:
+    """Embeddings [n, layers, hidden_size] by pooling; texts are read once for all."""
+    with tempfile.TemporaryDirectory() as temporary:
+        # `extract` keeps all poolings.
+        keep = temporary if folder is None and len(poolings) > 1 else folder
+        return {
+            name: extract(
+                model, tokenizer, corpus, pooling=name, layers=layers, folder=keep, **reading
+            )
+            for name in poolings
+        }
+
+
+def _hyperplane(
+    embeddings: np.ndarray, toxic: np.ndarray, covariance: str | None, cut: str, estimator: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of the log-odds of nontoxic, and a point where they are 0, both [hidden_size]."""
+    nontoxic_mean, toxic_mean = embeddings[~toxic].mean(axis=0), embeddings[toxic].mean(axis=0)
+    midpoint = (nontoxic_mean + toxic_mean) / 2
+    if estimator == "logistic":
+        weight, offset = logistic(embeddings, toxic)
+        return weight, midpoint - weight * (weight @ midpoint + offset) / (weight @ weight)
+    centred = embeddings - np.where(toxic[:, None], toxic_mean, nontoxic_mean)
+    weight = _inverse(_covariance(centred, covariance), cut) @ (nontoxic_mean - toxic_mean)
+    return weight, midpoint
 
 
 def _covariance(centred: np.ndarray, estimator: str) -> np.ndarray:

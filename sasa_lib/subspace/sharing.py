@@ -239,6 +239,7 @@ def _is_repository(name: str) -> bool:
 def _told(metadata: dict[str, Any]) -> dict[str, str]:
     """Lines of the card from what the metadata of a boundary happens to hold."""
     lines = {
+        "estimator": "{estimator}",
         "covariance": "{covariance}",
         "value": "{attribute} above {threshold}",
         "training texts": "{n_nontoxic} nontoxic, {n_toxic} toxic",
@@ -250,10 +251,12 @@ def _told(metadata: dict[str, Any]) -> dict[str, str]:
     for what, line in lines.items():
         with suppress(KeyError):
             told[what] = line.format(**metadata)
+    if metadata.get("covariance", "") is None:  # a logistic regression has none
+        del told["covariance"]
     for row in metadata.get("tried", []):
         if row["chosen"]:
             told["chosen by cross-validation"] = (
-                f"among {len(metadata['tried'])} combinations of layer, pooling and covariance; "
+                f"among {len(metadata['tried'])} combinations of layer, pooling and estimate; "
                 f"AUC {row['auc']:.3f}, standard error {row['standard_error']:.3f}"
             )
     return told

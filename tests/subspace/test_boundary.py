@@ -13,7 +13,11 @@ from safetensors.numpy import save_file
 from scipy.special import expit
 from sklearn.covariance import ledoit_wolf, oas
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from tiny_lm import tiny_lm
 
 import sasa_lib as sl
@@ -420,3 +424,45 @@ def test_a_file_with_a_field_more_or_less_is_refused_in_a_sentence(classes, tmp_
     # What an earlier version did not have yet has its default.
     early = {name: facts[name] for name in set(facts) - {"slope", "intercept", "dtype", "metadata"}}
     assert Boundary.load(saved(early, tensors)).slope == 3.0
+
+
+def test_a_logistic_boundary_is_scikit_learns_with_its_standardisation_folded_in():
+    rng = np.random.default_rng(0)
+    toxic = rng.random(300) < 0.3
+    embeddings = rng.normal(size=(300, 6)) * [1, 10, 0.1, 1, 1, 1]
+    embeddings += np.outer(toxic, [1, 9, 0, 0, 0, 0])
+    fitted = Boundary.from_embeddings(
+        embeddings, toxic, layer=1, pooling="mean", model="", estimator="logistic"
+    )
+    pipeline = make_pipeline(
+        StandardScaler(),
+        LogisticRegressionCV(
+            Cs=np.logspace(-4, 1, 6), cv=StratifiedKFold(5, shuffle=True, random_state=0),
+            max_iter=500, class_weight="balanced", scoring="neg_log_loss", l1_ratios=(0.0,),
+            use_legacy_attributes=False,
+        ),
+    ).fit(embeddings, ~toxic)  # fmt: skip
+    log_odds = fitted.weight_norm * fitted.margins(embeddings)
+    np.testing.assert_allclose(log_odds, pipeline.decision_function(embeddings), atol=1e-4)
+    assert fitted.metadata["estimator"] == "logistic" and fitted.metadata["covariance"] is None
+
+
+def test_auto_may_take_a_logistic_regression_where_the_closed_form_is_worse():
+    # Classes that a mean and a covariance do not tell apart well: a few outliers far away.
+    rng = np.random.default_rng(1)
+    toxic = rng.random(400) < 0.5
+    states = rng.normal(size=(400, 1, 4)).astype(np.float32)
+    states[:, 0, 0] += np.where(toxic, -1, 1)
+    states[:40, 0, 1:] += rng.standard_cauchy((40, 3)).astype(np.float32) * 100
+    states[:40, 0, 0] += rng.standard_cauchy(40).astype(np.float32) * 100
+    folds = list(StratifiedKFold(5, shuffle=True, random_state=0).split(toxic, toxic))
+    both = ("discriminant", "logistic")
+    tried = cross_validate({"mean": states}, [3], ["ledoit_wolf"], toxic, folds, estimators=both)
+    assert [(row["estimator"], row["covariance"]) for row in tried] == [
+        ("discriminant", "ledoit_wolf"), ("logistic", None)
+    ]  # fmt: skip
+    assert tried[1]["auc"] > tried[0]["auc"]
+    (alone,) = cross_validate(
+        {"mean": states}, [3], ["ledoit_wolf"], toxic, folds, estimators=("logistic",)
+    )
+    assert alone["auc"] == tried[1]["auc"] and alone["chosen"]
