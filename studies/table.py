@@ -1,7 +1,7 @@
 """Measure every method at several strengths, on prompts that nothing in the chain has seen.
 
     python studies/table.py                  # all rows; hours, and it goes on where it stopped
-    python studies/table.py --only rad       # those whose method, model or prompts it is
+    python studies/table.py --only rad       # those with this method (model, ...)
 
 Fills data/results.csv, a row a prompt, from which notebook 13 makes tables and figures.
 
@@ -345,7 +345,7 @@ def add(rows: pd.DataFrame, table: Path) -> None:
 def main() -> None:
     """Go through the runs that are not in the table yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=[], help="models, prompts, methods")
+    parser.add_argument("--only", nargs="*", default=[], help="a model, a method, a strength, ...")
     parser.add_argument("--table", type=Path, default=sl.measured.TABLE)
     parser.add_argument("--n-prompts", type=int, default=64, help="of each subset")
     parser.add_argument("--generations", type=int, default=25)
@@ -358,7 +358,7 @@ def main() -> None:
         done = set(rows.itertuples(index=False, name=None))
     waiting = [
         run for run in runs()
-        if astuple(run) not in done and all(word in astuple(run) for word in arguments.only)
+        if astuple(run) not in done and set(arguments.only) <= {*map(str, astuple(run))}
     ]  # fmt: skip
     for number, run in enumerate(waiting):
         start = time.monotonic()
