@@ -36,6 +36,7 @@ COLUMNS = {
 }
 DRAWN = ("sasa-relabelled", "sasa", "sasa-posterior", "best-of", "rad", "random-direction-0")
 WITH_INTERVAL = ("expected_max_toxicity", "perplexity")
+MISSING = "Still to be measured.\n"
 BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
@@ -58,6 +59,8 @@ class Measured:
 
     def methods(self, **where: object) -> str:
         """Every metric of every method at every strength, as a table."""
+        if self.part(self.rows, where).empty:
+            return MISSING
         lines = [
             ["method", "strength", *COLUMNS.values()],
             ["---"] * (2 + len(COLUMNS)),
@@ -80,6 +83,8 @@ class Measured:
     def matched(self, ratios: tuple[float, ...] = RATIOS, **where: object) -> str:
         """What each method reaches at the same fluency, as a table, the best first."""
         rows = self.part(self.rows, where)
+        if rows.empty:
+            return MISSING
         tables = {
             method: [strength for _, strength in of_method.groupby("strength")]
             for method, of_method in rows.groupby("method", sort=False)
