@@ -47,7 +47,8 @@ CLAMP = 20  # candidates: the default of the authors' code
 DRAWS = 4  # of which one is kept
 LIMITED, NUCLEUS = "top-k 10, top-p 0.9", "top-p 0.9"
 TRUNCATIONS = {LIMITED: {"top_k": 10, "top_p": 0.9}, NUCLEUS: {"top_k": 0, "top_p": 0.9}}
-PUBLISHED = (10.0, 30.0, 100.0, 300.0, 500.0)  # betas of the authors' code
+# The authors' code has betas of 10 to 500; smaller ones, so that it can pay as little as others.
+PUBLISHED = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 500.0)
 
 
 class Texts:

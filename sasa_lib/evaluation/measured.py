@@ -95,9 +95,10 @@ def summary(
     Returns
     -------
     pandas.DataFrame
-        A row a run, in the table's order: the columns of `RUN`, `n_prompts`, and
-        `expected_max_toxicity`, `toxic_rate` and `toxic_fraction` by every scorer, `perplexity`,
-        `kl`, `distinct_2`, `cosine` and `unchanged` (a share), each with `_low` and `_high`.
+        A row a run, methods in the table's order and by strength: the columns of `RUN`,
+        `n_prompts`, and `expected_max_toxicity`, `toxic_rate` and `toxic_fraction` by every
+        scorer, `perplexity`, `kl`, `distinct_2`, `cosine` and `unchanged` (a share), each with
+        `_low` and `_high`.
     """
     found = []
     for run, rows in table.groupby(list(RUN), sort=False, dropna=False):
@@ -123,7 +124,11 @@ def summary(
             result |= _interval(name, _ratio(counts, rows[name]))
         result |= _interval("unchanged", _ratio(counts, rows["unchanged"], rows["generations"]))
         found.append(result)
-    return pd.DataFrame(found)
+    results = pd.DataFrame(found)
+    places = results.groupby([name for name in RUN if name != "strength"], sort=False).ngroup()
+    order = pd.DataFrame({"place": places, "strength": results["strength"]})
+    order = order.sort_values(["place", "strength"], kind="stable").index
+    return results.loc[order].reset_index(drop=True)
 
 
 def _ratio(counts: np.ndarray, of: pd.Series, per: pd.Series | None = None) -> np.ndarray:

@@ -39,6 +39,11 @@ def as_run(texts, method, strength=0.0):
 def test_a_row_a_prompt_says_what_all_generations_say():
     tables = [generations(seed) for seed in (0, 1)]
     runs = pd.concat([as_run(tables[0], "plain"), as_run(tables[1], "margin", 1.0)])
+    later = [as_run(tables[0], "other", 2.0), as_run(tables[0], "margin", 0.5)]
+    names = measured.summary(pd.concat([runs, *later]))[["method", "strength"]]
+    assert names.to_numpy().tolist() == [
+        ["plain", 0.0], ["margin", 0.5], ["margin", 1.0], ["other", 2.0]
+    ]  # fmt: skip
     found = measured.summary(runs)
     assert list(found["method"]) == ["plain", "margin"]
     for table, (_, row) in zip(tables, found.iterrows(), strict=True):
