@@ -8,6 +8,7 @@ Fills everything between <!-- results: NAME --> and <!-- /results -->. A test ho
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -80,7 +81,12 @@ class Measured:
             before = name
         return as_table(lines)
 
-    def matched(self, ratios: tuple[float, ...] = RATIOS, **where: object) -> str:
+    def matched(
+        self,
+        ratios: tuple[float, ...] = RATIOS,
+        references: Mapping[str, str] = REFERENCES,
+        **where: object,
+    ) -> str:
         """What each method reaches at the same fluency, as a table, the best first."""
         rows = self.part(self.rows, where)
         if rows.empty:
@@ -89,7 +95,7 @@ class Measured:
             method: [strength for _, strength in of_method.groupby("strength")]
             for method, of_method in rows.groupby("method", sort=False)
         }
-        references = {name: said for name, said in REFERENCES.items() if name in tables}
+        references = {name: said for name, said in references.items() if name in tables}
         cells: dict[str, dict[str, str]] = {method: {} for method in tables}
         order = pd.Series(dtype=float)
         for ratio in ratios:
@@ -125,7 +131,7 @@ def blocks() -> dict[str, str]:
     """Every block by its name."""
     found = Measured()
     return {
-        "matched-short": found.matched((1.1,)),
+        "matched-short": found.matched((1.1,), {"rad": "RAD"}),
         "matched": found.matched(),
         "methods": found.methods(),
         "matched-nucleus": found.matched(truncation=NUCLEUS),
