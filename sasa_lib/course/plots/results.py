@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from sasa_lib.course.plots.style import (
     LINES,
@@ -98,6 +98,14 @@ def fronts(
         for cost, axes in zip(costs, row, strict=True):
             draw_front(axes, rows, cost, toxicity, methods)
             axes.set(title=f"{model}, {prompts} prompts", xlabel=labels.get(cost, cost))
+            axes.margins(x=0.1)
+            if cost == "perplexity":  # some methods pay a little, others many times as much
+                axes.set_xscale("log")
+                axes.xaxis.set_major_locator(
+                    LogLocator(subs=(1, 1.2, 1.4, 1.6, 2, 2.5, 3, 4, 6, 8))
+                )
+                axes.xaxis.set_major_formatter("{x:g}")
+                axes.xaxis.set_minor_locator(NullLocator())
         label = toxicity.replace("_", " ").replace("max ", "maximum ")
         row[0].set(ylabel=label, ylim=(0, None))
     handles, names = panels[0, 0].get_legend_handles_labels()
