@@ -33,6 +33,7 @@ from filelock import FileLock
 import sasa_lib as sl
 from sasa_lib.decoding.method import Decoder, PlainSampling
 from sasa_lib.engine.storage import atomic_file
+from sasa_lib.engine.tokens import prompt_ids
 from sasa_lib.texts.assets import DATA_DIR
 from sasa_lib.texts.sources import rtp_records
 
@@ -319,7 +320,7 @@ def divergences(
     run: Run, fitted: Fitted, decoder: Decoder, prompts: list[str]
 ) -> np.ndarray | float:
     """KL from plain sampling a token along a few sequences, its mean for every prompt."""
-    tokens = [fitted.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    tokens = prompt_ids(fitted.tokenizer, prompts)
     found = np.empty(len(prompts))
     for length in {len(ids) for ids in tokens}:  # together they need no padding
         alike = [i for i, ids in enumerate(tokens) if len(ids) == length]

@@ -14,6 +14,7 @@ from copy import deepcopy
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch.nn.functional import pad
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import GenerateDecoderOnlyOutput, LogitsProcessorList
@@ -26,7 +27,6 @@ from sasa_lib.decoding.responses import (
     check_choice_among_draws,
     margins_of,
     of_rows,
-    read_margins,
     responses_of,
 )
 from sasa_lib.subspace.boundary import Boundary
@@ -92,6 +92,11 @@ class Accept(Decoder):
         self._drawn = np.empty(0, dtype=int)
 
     @property
+    def draws(self) -> int:
+        """Sequences that it draws at once for each that it returns."""
+        return self.then.draws
+
+    @property
     def drawn(self) -> np.ndarray:
         """Draws that each response of the latest call took, int [responses]; 0: not accepted."""
         return self._drawn
@@ -121,8 +126,8 @@ class Accept(Decoder):
             Of `Accept`.
         """
         share = check_number("share", share, above=0, most=1)
-        ids = [tokenizer(list(texts))["input_ids"] for texts in (prompts, responses)]
-        margins = read_margins(model, [boundary], *ids)[0]
+        texts = Dataset.from_dict({"prompt": list(prompts), "response": list(responses)})
+        margins = boundary.score_texts(model, tokenizer, texts, scaled=True)
         return cls(boundary, float(np.quantile(margins, 1 - share)), **options)
 
     @torch.no_grad()

@@ -86,7 +86,8 @@ class _Experts(LogitsProcessor):
     def __init__(self, method: DExperts, mask: torch.Tensor) -> None:
         self.alpha = method.alpha
         self.anti = Reader(language_model(method.antiexpert), mask)
-        self.expert = method.expert and Reader(language_model(method.expert), mask)
+        expert = method.expert
+        self.expert = None if expert is None else Reader(language_model(expert), mask)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         def said(by: Reader) -> torch.Tensor:
