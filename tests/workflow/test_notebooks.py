@@ -46,6 +46,18 @@ def test_a_notebook_that_misses_a_result_names_the_one_that_it_needs(name):
     assert sorted(set(re.findall(r'"(\d\d_\w+)"', begin))) == notebooks.needs(name)
 
 
+def test_no_notebook_writes_over_a_table_of_another():
+    written = [
+        table
+        for name in notebooks.names()
+        for table in re.findall(
+            r'to_(?:csv|parquet)\(run / \\"([\w.]+)',
+            (PROJECT / f"notebooks/{name}.ipynb").read_text(),
+        )
+    ]
+    assert len(written) > 5 and sorted(written) == sorted(set(written))
+
+
 @pytest.mark.parametrize("name", notebooks.names())
 def test_a_source_is_stripped_and_declares_its_parameters_first(name):
     notebook = nbformat.read(PROJECT / "notebooks" / f"{name}.ipynb", as_version=4)
