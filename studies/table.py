@@ -46,6 +46,7 @@ READ = 5  # generations of a prompt whose perplexity is measured
 DIVERGENCES = 2  # sequences of a prompt along which KL is measured
 CLAMP = 20  # candidates: the default of the authors' code
 DRAWS = 4  # of which one is kept
+BEFORE = 2.0  # strength of the posterior form whose draws are accepted
 LIMITED, NUCLEUS = "top-k 10, top-p 0.9", "top-p 0.9"
 TRUNCATIONS = {LIMITED: {"top_k": 10, "top_p": 0.9}, NUCLEUS: {"top_k": 0, "top_p": 0.9}}
 # The authors' code has betas of 10 to 500; smaller ones, so that it can pay as little as others.
@@ -196,6 +197,14 @@ METHODS: dict[str, tuple[tuple[float, ...], Callable[[Fitted, float, int], Decod
         (0.0, 1.0, 2.0, 4.0),
         lambda f, b, seed: sl.BestOf(f.boundary, DRAWS, then=posterior(f, b, seed)),
     ),
+    "accept": (
+        (-1.0, 0.0, 1.0, 2.0),
+        lambda f, above, seed: sl.Accept(f.boundary, above, seed=seed),
+    ),
+    "accept-posterior": (
+        (0.0, 1.0, 2.0, 3.0),
+        lambda f, above, seed: sl.Accept(f.boundary, above, then=posterior(f, BEFORE, seed)),
+    ),
     "sasa-budget": (
         (0.05, 0.1, 0.2, 0.4),
         lambda f, nats, seed: posterior(f, 8.0, seed, max_kl=nats),
@@ -239,7 +248,7 @@ for kind in ("random_direction", "shuffled_labels"):
                 getattr(f, kind)(number), b, seed=seed
             ),
         )
-MAIN = ["plain", "sasa-relabelled", "sasa", "sasa-posterior", "best-of", "rad"]
+MAIN = ["plain", "sasa-relabelled", "sasa", "sasa-posterior", "best-of", "accept-posterior", "rad"]
 
 
 @dataclass(frozen=True)
@@ -261,8 +270,8 @@ class Run:
 def runs() -> Iterator[Run]:
     """Every run, the most important ones first."""
     rows = [(SMALL, "toxic", LIMITED, name) for name in (
-        "plain", "sasa", "sasa-posterior", "sasa-relabelled", "random-direction-0", "rad",
-        "best-of", "shuffled-labels-0", "sasa-published",
+        "plain", "sasa", "sasa-posterior", "accept-posterior", "accept", "sasa-relabelled",
+        "random-direction-0", "rad", "best-of", "shuffled-labels-0", "sasa-published",
     )]  # fmt: skip
     nucleus = ("plain", "sasa-posterior", "sasa-relabelled")
     rows += [(SMALL, "toxic", NUCLEUS, name) for name in nucleus]

@@ -34,6 +34,7 @@ COLUMNS = {
     "distinct_2": "distinct-2",
     "cosine": "cosine",
     "unchanged": "unchanged",
+    "draws": "draws",
 }
 DRAWN = ("sasa-relabelled", "sasa", "sasa-posterior", "best-of", "rad", "random-direction-0")
 WITH_INTERVAL = ("expected_max_toxicity", "perplexity")

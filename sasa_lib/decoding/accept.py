@@ -31,6 +31,8 @@ from sasa_lib.decoding.responses import (
 )
 from sasa_lib.subspace.boundary import Boundary
 
+ANEW = 1 << 20  # more than the responses of a prompt: places of one draw and the next
+
 
 class Accept(Decoder):
     """Draw each response until its margin lies above a threshold, and keep that.
@@ -53,8 +55,9 @@ class Accept(Decoder):
     at_most : int
         Draws of a response, at most.
     seed : int, optional
-        For plain sampling: as in `SASA`. Draw j of the response i of a prompt has the noise of
-        its sequence i at_most + j, whatever else is in the batch.
+        For plain sampling: as in `SASA`. The first draw of a response has the noise that it has
+        under `then` alone, so what is accepted at once is what `then` would have said; draw j of
+        the response i of a prompt has the noise of its sequence i + j 2^20.
 
     Notes
     -----
@@ -89,7 +92,7 @@ class Accept(Decoder):
         if then is not None and seed is not None:
             raise ValueError("give the seed to the decoder that draws, not to Accept")
         self.then = then or PlainSampling(seed)
-        self._drawn = np.empty(0, dtype=int)
+        self._drawn, self._accepted = np.empty(0, dtype=int), np.empty(0, dtype=bool)
 
     @property
     def draws(self) -> int:
@@ -98,8 +101,13 @@ class Accept(Decoder):
 
     @property
     def drawn(self) -> np.ndarray:
-        """Draws that each response of the latest call took, int [responses]; 0: not accepted."""
+        """Draws that each response of the latest call took, int [responses]."""
         return self._drawn
+
+    @property
+    def accepted(self) -> np.ndarray:
+        """Whether each response of the latest call lies above, bool [responses]."""
+        return self._accepted
 
     @classmethod
     def accepting(
@@ -157,7 +165,8 @@ class Accept(Decoder):
         places = np.array(places_of([tuple(prompt) for prompt in prompts]))
         kept: list[torch.Tensor | None] = [None] * len(prompts)
         best = np.full(len(prompts), -np.inf)
-        self._drawn = np.zeros(len(prompts), dtype=int)
+        self._drawn = np.full(len(prompts), self.at_most)
+        self._accepted = np.zeros(len(prompts), dtype=bool)
         waiting, done = np.arange(len(prompts)), 0
         while len(waiting) and done < self.at_most:
             each = min(max(1, len(prompts) // len(waiting)), self.at_most - done)
@@ -166,7 +175,7 @@ class Accept(Decoder):
             index = torch.from_numpy(rows).to(input_ids.device)
             sequences = self._draw(
                 model, input_ids, logits_processor, stopping_criteria, generation_config,
-                synced_gpus, model_kwargs, index, (self.at_most * places[rows] + numbers).tolist(),
+                synced_gpus, model_kwargs, index, (places[rows] + ANEW * numbers).tolist(),
             )  # fmt: skip
             responses = responses_of(sequences, input_ids.shape[1], generation_config)
             margins = margins_of(
@@ -175,10 +184,11 @@ class Accept(Decoder):
             # By how much the value that is met least is met, [draws].
             least = (margins - limits[:, None]).min(axis=0)
             for row, number, sequence, margin in zip(rows, numbers, sequences, least, strict=True):
-                if self._drawn[row] == 0 and (kept[row] is None or margin > best[row]):
+                if not self._accepted[row] and (kept[row] is None or margin > best[row]):
                     kept[row], best[row] = sequence, margin
-                    self._drawn[row] = number + 1 if margin > 0 else 0
-            waiting, done = waiting[self._drawn[waiting] == 0], done + each
+                    if margin > 0:
+                        self._accepted[row], self._drawn[row] = True, number + 1
+            waiting, done = waiting[~self._accepted[waiting]], done + each
         if len(waiting):
             warnings.warn(
                 f"{len(waiting)} of {len(prompts)} responses were not accepted in {self.at_most} "

@@ -39,7 +39,7 @@ from sasa_lib.checks import first_line, to_json
 from sasa_lib.engine.models import language_model
 
 # Raise a number when what is kept under it would come out otherwise.
-FORMATS = {"run": 2, "embedding": 2, "judgement": 3, "reward": 3, "expert": 1}
+FORMATS = {"run": 3, "embedding": 2, "judgement": 3, "reward": 3, "expert": 1}
 CHUNK = 1 << 16  # numbers of 8 bytes; fits a core's cache
 # Of a configuration: where it came from, and what only callers read.
 NOT_ACTING = {

@@ -54,10 +54,10 @@ def by_prompt(generations: pd.DataFrame, scorers: Sequence[str]) -> pd.DataFrame
     pandas.DataFrame, indexed by prompt_id
         `generations`, their number; for each scorer, with "-" as "_", `<scorer>_max`, the highest
         score, and `<scorer>_over`, how many are over 0.5; `nll` (nats) and `nll_tokens` under the
-        judging model; `distinct_2`; `n_tokens` and `seconds`. All but the highest score and
-        distinct-2 are sums.
+        judging model; `distinct_2`; `n_tokens`, `draws` and `seconds`. All but the highest score
+        and distinct-2 are sums.
     """
-    summed = ["nll", "nll_tokens", "n_tokens", "seconds"]
+    summed = ["nll", "nll_tokens", "n_tokens", "draws", "seconds"]
     check_columns(generations, ("prompt_id", "text", *scorers, *summed))
     for column in (*scorers, *summed):
         check_finite(f"column {column!r}", generations[column].to_numpy(dtype=float))
@@ -97,8 +97,8 @@ def summary(
     pandas.DataFrame
         A row a run, methods in the table's order and by strength: the columns of `RUN`,
         `n_prompts`, and `expected_max_toxicity`, `toxic_rate` and `toxic_fraction` by every
-        scorer, `perplexity`, `kl`, `distinct_2`, `cosine` and `unchanged` (a share), each with
-        `_low` and `_high`.
+        scorer, `perplexity`, `kl`, `distinct_2`, `cosine`, `unchanged` (a share) and `draws` (for
+        one that is kept), each with `_low` and `_high`.
     """
     found = []
     for run, rows in table.groupby(list(RUN), sort=False, dropna=False):
@@ -122,7 +122,8 @@ def summary(
         result |= _interval("perplexity", np.exp(_ratio(counts, rows["nll"], rows["nll_tokens"])))
         for name in ("kl", "distinct_2", "cosine"):
             result |= _interval(name, _ratio(counts, rows[name]))
-        result |= _interval("unchanged", _ratio(counts, rows["unchanged"], rows["generations"]))
+        for name in ("unchanged", "draws"):
+            result |= _interval(name, _ratio(counts, rows[name], rows["generations"]))
         found.append(result)
     results = pd.DataFrame(found)
     places = results.groupby([name for name in RUN if name != "strength"], sort=False).ngroup()

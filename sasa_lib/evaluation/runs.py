@@ -114,7 +114,8 @@ def generate(
     -------
     pandas.DataFrame
         One row a generation: `prompt_id`, `prompt`, `generation`, `text` (without the prompt),
-        `n_tokens` (up to and with the end token) and `seconds` (its share of its batch's time).
+        `n_tokens` (up to and with the end token), `draws` (sequences drawn for this one: 4 by the
+        best of 4, as many as it took by `Accept`) and `seconds` (its share of its batch's time).
         `attrs["run"]` names the run's folder. With `table=False` that folder instead.
 
     Raises

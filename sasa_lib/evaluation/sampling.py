@@ -25,6 +25,7 @@ SCHEMA = pa.schema(  # of a run's rows
         "generation": pa.int64(),
         "text": pa.string(),
         "n_tokens": pa.int64(),
+        "draws": pa.int64(),
         "seconds": pa.float64(),
     }
 )
@@ -230,6 +231,7 @@ def _continuations(
     new = output[:, ids.shape[1] :].tolist()
     seconds = time.perf_counter() - start
     new = [sequence[: _length(sequence, _ends(model))] for sequence in new]
+    draws = _draws(custom_generate, len(new))
     number = sampling.generations
     first = {ids: row * number for row, ids in enumerate(distinct)}
     rows = [first[tuple(ids)] + i for ids in batch.values() for i in range(number)]
@@ -244,9 +246,17 @@ def _continuations(
             "generation": list(range(number)) * len(batch),
             "text": [texts[row] for row in rows],
             "n_tokens": [len(new[row]) for row in rows],
+            "draws": [draws[row] for row in rows],
             "seconds": seconds / len(rows),
         }
     )
+
+
+def _draws(custom_generate: Callable | None, responses: int) -> list[int]:
+    """Sequences that a method has just drawn for each response that it returned."""
+    each = getattr(custom_generate, "draws", 1)
+    taken = getattr(custom_generate, "drawn", None)  # of `Accept`, whose responses differ
+    return [each] * responses if taken is None else [each * int(number) for number in taken]
 
 
 def is_keyed(custom_generate: Callable | None) -> bool:

@@ -24,6 +24,7 @@ def generations(seed, nats=2.5, prompts=12, number=5):
             "nll": tokens * rng.normal(nats, 0.2, n),
             "nll_tokens": tokens,
             "n_tokens": tokens,
+            "draws": 3,
             "seconds": rng.random(n),
         }
     )
@@ -57,7 +58,7 @@ def test_a_row_a_prompt_says_what_all_generations_say():
         # Two bootstraps of the same prompts agree up to their own noise.
         width = expected["perplexity_high"] - expected["perplexity_low"]
         assert row["perplexity_low"] == pytest.approx(expected["perplexity_low"], abs=width / 5)
-        assert row["unchanged"] == 2 / 5 and np.isnan(row["kl"])
+        assert row["unchanged"] == 2 / 5 and row["draws"] == 3 and np.isnan(row["kl"])
 
 
 def test_the_same_fluency_is_found_from_rows_as_from_generations():

@@ -32,6 +32,8 @@ METHOD_NAMES = {
     "sasa-posterior-filtered": "word filter, then SASA",
     "sasa-budget": "SASA, budget",
     "best-of": "best of n",
+    "accept": "accepted draws",
+    "accept-posterior": "SASA, posterior, accepted",
     "rad": "RAD",
     "dexperts": "DExperts",
     "anti-only": "DExperts, anti-only",
