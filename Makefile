@@ -68,7 +68,7 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 unit: $(READY)
-	$(BIN)/python -m pytest --ignore $(AWAY)
+	$(BIN)/python -m pytest --durations 30 --ignore $(AWAY)
 
 # As root, in a container, Jupyter asks to be told that this is meant.
 lab: $(READY)
