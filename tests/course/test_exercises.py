@@ -158,6 +158,20 @@ def distinct(texts, n, per=None):
     return len(set(grams)) / (per or len(" ".join(texts).split()))
 
 
+def accepted(p, margins, above):
+    kept = np.array([a if m > above else 0.0 for a, m in zip(p, margins, strict=True)])
+    return kept / kept.sum()
+
+
+def looped(margins, above, at_most):
+    drawn = []
+    for margin in margins[:at_most]:
+        drawn.append(margin)
+        if margin > above:
+            return len(drawn) - 1, len(drawn)
+    return int(np.argmax(drawn)), at_most
+
+
 RIGHT = {
     "anisotropy": [with_loops, in_torch],
     "auc_of_maps": [
@@ -203,6 +217,9 @@ RIGHT = {
         pd.DataFrame([[3, -1], [0.5, 0.5]]),
     ],
     "distinct": [distinct],
+    "accepted_law": [accepted, lambda p, m, t: torch.tensor(accepted(p, m, t))],
+    "acceptance_nats": [lambda s, n: -np.log(s) / n, lambda s, n: np.log(s ** (-1 / n))],
+    "accept_loop": [looped, lambda m, t, n: np.array(looped(m, t, n))],
 }
 
 WRONG = [
@@ -321,6 +338,19 @@ WRONG = [
     ("distinct", lambda t, n: distinct(t, n, per=1), "this is their number"),
     ("distinct", lambda t, n: sum(counts(t, n)) / words(t), "only different ones"),
     ("distinct", lambda t, n: sum(distinct([x], n, 1) for x in t) / words(t), "share counts once"),
+    ("accepted_law", lambda p, m, t: accepted(p, m, t - 1e-9), "at the threshold"),
+    ("accepted_law", lambda p, m, t: accepted(p, -m, -t), "what is refused|not"),
+    ("accepted_law", lambda p, m, t: accepted(0 * p + 1, m, t), "same probability"),
+    ("accepted_law", lambda p, m, t: accepted(p * np.exp(m), m, t), "re-weights by the margin"),
+    ("accepted_law", lambda p, m, t: np.where(m > t, p, 0), "normalised"),
+    ("acceptance_nats", lambda s, n: -np.log(s), "divide by its tokens"),
+    ("acceptance_nats", lambda s, n: np.log(s) / n, "not below 0"),
+    ("acceptance_nats", lambda s, n: -np.log2(s) / n, "bits"),
+    ("acceptance_nats", lambda s, n: -np.log(s) * n, "not at every token"),
+    ("accept_loop", lambda m, t, n: looped(m, t, n) - np.array([0, 1]), "count from 1"),
+    ("accept_loop", lambda m, t, n: looped(m, t - 1e-9, n), "at the threshold"),
+    ("accept_loop", lambda m, t, n: [np.argmax(m[:n]), n], "best of all"),
+    ("accept_loop", lambda m, t, n: [looped(m, t, n)[1] - 1, looped(m, t, n)[1]], "largest of"),
 ]
 
 

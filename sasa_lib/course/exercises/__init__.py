@@ -41,6 +41,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "check_direction_of_sum",
             "check_surplus",
             "check_distinct",
+            "check_accepted_law",
+            "check_acceptance_nats",
+            "check_accept_loop",
         ],
     },
 )

@@ -1,4 +1,4 @@
-"""Checks of the notebooks on use and beyond the paper: 05 to 13."""
+"""Checks of the notebooks on use and beyond the paper: 05 to 14."""
 
 from __future__ import annotations
 
@@ -272,4 +272,63 @@ def check_distinct(texts: Sequence[str], n: int) -> Truth:
         "no n-gram runs from one text into the next": len(set(grams(one))) / len(one),
         "this is their number: divide by the number of words": len(set(every)),
         "only different ones were asked": len(every) / len(one),
+    }
+
+
+@of_function(
+    "what is kept has the model's own ratios: it is the model, restricted",
+    [(P8, M8, 0.0), (P8, M8, float(M8[2])), (P4, M8[:4], -9.0)],
+    compare=compare_distribution,
+)
+def check_accepted_law(p: np.ndarray, margins: np.ndarray, above: float) -> Truth:
+    """14: law of what is accepted: a function of probabilities, margins and a threshold."""
+    side = margins > above
+    return np.where(side, p, 0) / p[side].sum(), {
+        "a margin at the threshold does not lie above it": softmax(
+            np.where(margins >= above, np.log(p), -np.inf)
+        ),
+        "this keeps what is refused": softmax(np.where(margins <= above, np.log(p), -np.inf)),
+        "these have the same probability: the model's own ratios stay": side / side.sum(),
+        "this re-weights by the margin: acceptance does not": softmax(
+            np.where(side, np.log(p) + margins, -np.inf)
+        ),
+    }
+
+
+@of_function(
+    "it is paid once for a response, however long that is",
+    [(0.5, 20), (0.9, 1), (1.0, 7)],
+)
+def check_acceptance_nats(share: float, tokens: int) -> Truth:
+    """14: divergence from plain sampling in nats a token: a function of a share and a length."""
+    return np.log(1 / share) / tokens, {
+        "this is of the whole response: divide by its tokens": np.log(1 / share),
+        "a divergence is not below 0": np.log(share) / tokens,
+        "these are bits": np.log2(1 / share) / tokens,
+        "it is paid once, not at every token": np.log(1 / share) * tokens,
+    }
+
+
+@of_function(
+    "the first that lies above is kept, and nothing after it is drawn",
+    [(M8, 0.5, 8), (M8, 9.0, 5), (-np.sort(-M8), float(M8.max()), 6), (np.sort(M8), 0.0, 8)],
+)
+def check_accept_loop(margins: np.ndarray, above: float, at_most: int) -> Truth:
+    """14: which response is kept, and how many are drawn: of margins, threshold and a limit."""
+    some = margins[:at_most]
+
+    def loop(above_it: np.ndarray) -> list[int]:
+        return [int(above_it.argmax())] * 2 if above_it.any() else [int(some.argmax()), at_most - 1]
+
+    kept, last = loop(some > above)
+    at_threshold, last_at = loop(some >= above)
+    return [kept, last + 1], {
+        "one draw is a draw: count from 1": [kept, last],
+        "a margin at the threshold does not lie above it": [at_threshold, last_at + 1],
+        "this is the best of all: the first that lies above is kept": [some.argmax(), at_most],
+        "where none lies above, the largest of them is kept": [last, last + 1],
+        "there are at most so many draws": [
+            loop(margins > above)[0] if (margins > above).any() else int(margins.argmax()),
+            len(margins),
+        ],
     }
