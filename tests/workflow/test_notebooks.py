@@ -128,7 +128,7 @@ def test_parameters_can_be_settled_in_another_folder(elsewhere):
         (
             "smoke",
             "BETTA=1",
-            "unknown parameter 'BETTA'; did you mean BETA\\? known are ABOVE, AT_MOST, ATTRIBUTE",
+            "unknown parameter 'BETTA'; did you mean BETA\\? known are AT_MOST, ATTRIBUTE",
         ),
         ("smoke", "N_PROMPTS=many", "N_PROMPTS must be of type int, such as 16; got 'many'"),
         ("smoke", "BETA=0,high", "BETA must be of type float"),

@@ -163,7 +163,7 @@ def test_what_is_wrong_is_said_in_a_sentence(capsys, tmp_path):
         out = capsys.readouterr().out
         assert len(re.findall(rf"^WRONG  .*{sentence}", out, re.MULTILINE)) >= 1, override
         assert "Traceback" not in out
-    message = "unknown parameter 'BETTA'; did you mean BETA? known are ABOVE"
+    message = "unknown parameter 'BETTA'; did you mean BETA? known are AT_MOST"
     assert str(run("--profile", "paper", "BETTA=1")).startswith(message)
 
 
