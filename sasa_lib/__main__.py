@@ -1,15 +1,22 @@
-"""Fit a boundary for a model: `python -m sasa_lib fit MODEL --out FOLDER`."""
+"""`python -m sasa_lib`: `fit` a boundary for a model, `score` a file of texts."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import sasa_lib as sl
-from sasa_lib.checks import check_number
+from sasa_lib.checks import check_columns, check_number
 from sasa_lib.decoding.sasa import FORMS
+from sasa_lib.engine.storage import atomic_file, write_table
+from sasa_lib.evaluation.scorers.scorer import ScorerError
+from sasa_lib.evaluation.statistics import TOXIC
+from sasa_lib.texts import formats
+
+SAID = 5  # rows set aside that are named
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,11 +42,16 @@ def main(arguments: list[str] | None = None) -> None:
     fit.add_argument("--beta", type=float, default=1.0, help="of the settings: strength")
     fit.add_argument("--device", default="auto")
     fit.add_argument("--dtype", default="auto")
+    score = commands.add_parser("score", help="add toxicity scores to a file of texts")
+    score.add_argument("file", type=Path, help="CSV, JSON lines or Parquet, compressed or not")
+    score.add_argument("--column", default="text", help="of the texts")
+    score.add_argument("--out", required=True, type=Path, help="ends in .parquet or .csv")
+    score.add_argument("--scorer", nargs="+", default=["minilm"], help="names for load_scorer")
     options = parser.parse_args(arguments)
     try:
-        write_fitted(options)
-    except (ValueError, sl.AssetError) as error:
-        sys.exit(f"python -m sasa_lib fit: {error}")
+        {"fit": write_fitted, "score": write_scored}[options.command](options)
+    except (ValueError, OSError, sl.AssetError, ScorerError) as error:
+        sys.exit(f"python -m sasa_lib {options.command}: {error}")
 
 
 def _layer(text: str) -> float | str:
@@ -49,9 +61,7 @@ def _layer(text: str) -> float | str:
 def write_fitted(options: argparse.Namespace) -> None:
     """Fit on four fifths of a corpus, measure and calibrate on the rest, and write the folder."""
     check_number("beta", options.beta, least=0)
-    nearest = next(folder for folder in (options.out, *options.out.parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(f"nothing can be written to {options.out}: choose another folder")
+    _check_writable(options.out)
     corpus = sl.load_corpus(
         options.corpus, path=options.path, max_examples=options.max_examples, seed=0
     )
@@ -70,6 +80,41 @@ def write_fitted(options: argparse.Namespace) -> None:
         f"{boundary.metadata['held_out_auc']:.3f}"
     )
     print(f"use it: sl.SASA.from_pretrained({str(options.out)!r})")
+
+
+def _check_writable(folder: Path) -> None:
+    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"nothing can be written to {folder}: choose another folder")
+
+
+def write_scored(options: argparse.Namespace) -> None:
+    """Score a file's texts and write its rows with the scores; a call again goes on."""
+    out = options.out
+    if out.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{out} must end in .parquet or .csv")
+    if out.exists():
+        raise ValueError(f"{out} is there already: choose another name, or delete it")
+    _check_writable(out.absolute().parent)
+    table = formats.read_table(options.file)
+    check_columns(table, (options.column,))
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    scorers = [sl.load_scorer(name) for name in options.scorer]
+    table, aside = sl.judging.with_scores(table, options.column, scorers, folder=unfinished)
+    with atomic_file(out) as temporary:
+        if out.suffix == ".csv":
+            table.to_csv(temporary, index=False)
+        else:
+            write_table(table, temporary)
+    shutil.rmtree(unfinished)
+    for name in options.scorer:
+        scores = table[name].dropna()
+        print(f"{name}: {len(scores)} texts, {(scores > TOXIC).mean():.1%} over {TOXIC:g}")
+    for row, reason in list(aside.items())[:SAID]:
+        print(f"set aside: row {row} {reason}")
+    if len(aside) > SAID:
+        print(f"and {len(aside) - SAID} more, whose scores are empty")
+    print(f"written: {out}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from upath import UPath
 
-from sasa_lib.checks import as_list, check_columns, check_count
+from sasa_lib.checks import as_list, check_columns, check_count, text_fault
 from sasa_lib.checks import set_aside as warn_of
 from sasa_lib.engine import cluster
 from sasa_lib.engine.identity import depends_on, key
@@ -217,6 +217,61 @@ def _to_be_read(
     faults = {int(rows[i]): fault for i, fault in faults.items()}
     pairs = zip(rows, zip(prompts, texts, strict=True), strict=True)
     return {row: list(pair) for row, pair in pairs if row not in faults}, faults
+
+
+def with_scores(
+    table: pd.DataFrame,
+    column: str,
+    scorers: Sequence[Scorer],
+    *,
+    folder: str | Path | UPath | None = None,
+    progress: bool = True,
+) -> tuple[pd.DataFrame, dict[int, str]]:
+    """Add to a table of any texts their toxicity by every scorer.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+    column : str
+        Of the texts; an empty one scores 0.
+    scorers : sequence of Scorer
+    folder : str, Path or UPath, optional
+        Keep the scores here as they come: a call that was killed goes on where it stopped.
+    progress : bool
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        With a column of scores in [0, 1] for each scorer; NaN in the rows that are set aside.
+    set_aside : dict from row to reason
+        Rows, counted from 0, that hold no text or one that a scorer refuses.
+    """
+    scorers = as_list(scorers, "scorers")
+    check_columns(table, (column,))
+    names = [_name_of(scorer) for scorer in scorers]
+    for name in names:
+        if name in table or names.count(name) > 1:
+            raise ValueError(
+                f"{name!r} would be there twice: give each scorer once, and a table without its "
+                "scores"
+            )
+    table = table.reset_index(drop=True)
+    found = {row: text_fault(text, empty=True) for row, text in enumerate(table[column])}
+    faults = {row: fault for row, fault in found.items() if fault}
+    texts = table[column].drop(list(faults))
+    folder = None if folder is None else place(folder)
+    total = len(scorers) * texts.nunique()
+    with tqdm(total=total, desc="scoring", unit="text", disable=not progress) as bar:
+        for scorer in scorers:
+            judge = _of_scorer(scorer, folder, texts, set_aside=True)
+            found = judge.table.fill(
+                judge.items, judge.maker(), at_once=judge.at_once, maker=judge.maker, bar=bar
+            )
+            scores = found["score"].reindex(list(judge.key_of.values())).to_numpy()
+            table[scorer.name] = pd.Series(scores, texts.index, dtype=float)
+            for row in texts.index[np.isnan(scores)]:
+                faults.setdefault(int(row), f"has no score by {scorer.name!r}")
+    return table, dict(sorted(faults.items()))
 
 
 def on_common_prompts(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:

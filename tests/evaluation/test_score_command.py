@@ -1,0 +1,88 @@
+"""`python -m sasa_lib score`: every row of a file with its scores, whatever else is in it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import sasa_lib as sl
+from sasa_lib import __main__ as command
+from sasa_lib.evaluation import judging
+
+TEXTS = ["have a lovely day", "you are a stupid idiot", "", "have a lovely day", "shut up, moron"]
+
+
+def score(file, out, *options):
+    command.main(["score", str(file), "--out", str(out), *options])
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_row_keeps_what_it_has_and_gets_what_the_scorer_says(tmp_path, capsys, ending):
+    file = tmp_path / "texts.jsonl"
+    pd.DataFrame({"id": range(5), "said": TEXTS}).to_json(file, orient="records", lines=True)
+    out = tmp_path / f"scored{ending}"
+    score(file, out, "--column", "said", "--scorer", "minilm", "profanity-check")
+    read = pd.read_csv if ending == ".csv" else pd.read_parquet
+    found = read(out)
+    assert list(found) == ["id", "said", "minilm", "profanity-check"]
+    assert list(found["said"].fillna("")) == TEXTS and list(found["id"]) == list(range(5))
+    for name in ("minilm", "profanity-check"):
+        np.testing.assert_allclose(found[name], sl.load_scorer(name)(TEXTS), rtol=1e-6)
+    assert "minilm: 5 texts, 40.0% over 0.5" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, "texts.jsonl"]
+
+
+def test_a_row_without_a_text_is_set_aside_and_said(tmp_path, capsys):
+    file, out = tmp_path / "texts.jsonl", tmp_path / "scored.csv"
+    file.write_text('{"text": "you idiot"}\n{"text": null}\n{"text": "a tree"}\n')
+    score(file, out)
+    assert pd.read_csv(out)["minilm"].isna().tolist() == [False, True, False]
+    assert "set aside: row 1 " in capsys.readouterr().out
+
+
+def test_what_was_scored_before_a_kill_is_not_scored_again(tmp_path, monkeypatch):
+    texts = [f"text number {i}, you idiot" for i in range(5)]
+    table, asked = pd.DataFrame({"text": texts}), []
+
+    class Killed(BaseException):
+        pass
+
+    def scored(batch):
+        if len(asked) == 2:
+            raise Killed
+        asked.extend(batch)
+        return np.full(len(batch), 0.25)
+
+    scorer = sl.scorers.Scorer("slow", "1", scored)
+    monkeypatch.setattr(judging, "JUDGED_AT_ONCE", 1)
+    with pytest.raises(Killed):
+        judging.with_scores(table, "text", [scorer], folder=tmp_path / "kept")
+    assert asked == texts[:2]
+    asked.insert(0, "counted")
+    found, aside = judging.with_scores(table, "text", [scorer], folder=tmp_path / "kept")
+    assert asked[1:] == texts and not aside and (found["slow"] == 0.25).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("scored.xlsx", [], r"must end in .parquet or .csv"),
+        ("texts.csv", [], "is there already"),
+        ("scored.csv", ["--column", "txt"], "column"),
+        ("scored.csv", ["--scorer", "minilmm"], "unknown scorer 'minilmm'"),
+        (
+            "scored.csv",
+            ["--scorer", "minilm", "minilm"],
+            "would be there twice",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(tmp_path, name, options, message):
+    (tmp_path / "texts.csv").write_text("text\nyou idiot\n")
+    with pytest.raises(SystemExit, match=message):
+        score(tmp_path / "texts.csv", tmp_path / name, *options)
+    assert not (tmp_path / "scored.csv").exists()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"nowhere\.csv"):
+        score(tmp_path / "nowhere.csv", tmp_path / "scored.csv")
