@@ -98,7 +98,10 @@ def test_the_command_line_fits_and_writes_what_from_pretrained_reads(tmp_path, c
         (["gemma3-270m", "--layer", "99", "--max-examples", "60"], "has no layer 99"),
     ],
 )
-def test_the_command_line_says_in_a_sentence_what_is_wrong(tmp_path, arguments, message):
+def test_the_command_line_says_in_a_sentence_what_is_wrong(
+    tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it waits for it
     with pytest.raises(SystemExit, match=message):
         command.main(["fit", *arguments, "--out", str(tmp_path / "mine")])
     assert not (tmp_path / "mine").exists()
