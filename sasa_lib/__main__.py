@@ -8,6 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+
 import sasa_lib as sl
 from sasa_lib.checks import check_columns, check_number
 from sasa_lib.decoding.sasa import FORMS
@@ -105,11 +107,17 @@ def write_scored(options: argparse.Namespace) -> None:
         if out.suffix == ".csv":
             table.to_csv(temporary, index=False)
         else:
-            write_table(table, temporary)
-    shutil.rmtree(unfinished)
+            try:
+                write_table(table, temporary)
+            except pa.ArrowException as error:
+                raise ValueError(
+                    f"these rows do not fit into Parquet ({error}): let --out end in .csv"
+                ) from None
+    shutil.rmtree(unfinished, ignore_errors=True)  # which is not there if no row has a text
     for name in options.scorer:
         scores = table[name].dropna()
-        print(f"{name}: {len(scores)} texts, {(scores > TOXIC).mean():.1%} over {TOXIC:g}")
+        over = f", {(scores > TOXIC).mean():.1%} over {TOXIC:g}" if len(scores) else ""
+        print(f"{name}: {len(scores)} texts{over}")
     for row, reason in list(aside.items())[:SAID]:
         print(f"set aside: row {row} {reason}")
     if len(aside) > SAID:

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 from train_minilm_scorer import read_texts
+from write_results import as_table
 
 import sasa_lib as sl
 from sasa_lib.evaluation.statistics import TOXIC, wilson_interval
@@ -42,9 +43,9 @@ FUNCTIONS = {  # of HateCheck, in its own groups
     "abuse of others than a group": "target",
     "spelling changed": "spell",
 }
-# Spellings and words that are frequent in African American English online, and seldom elsewhere.
+# Spellings and words that are frequent in African American English online, and not only there.
 DIALECT = re.compile(
-    r"\b(?:ain'?t|aint|finna|tryna|imma|ima|gon|dat|dis|dey|dem|wit|bruh|y'?all|yall|nuffin|"
+    r"\b(?:ain'?t|finna|tryna|imma|ima|gon|dat|dis|dey|dem|wit|bruh|y'?all|nuffin|"
     r"sumn|deadass|boutta|talmbout|da)\b",
     re.IGNORECASE,
 )
@@ -65,9 +66,8 @@ AROUND = (50, 150, 300)  # harmless words around a toxic text
 
 def table(header: list[str], rows: Iterable[list[object]]) -> None:
     """Print a table in Markdown."""
-    print(f"\n| {' | '.join(header)} |\n{'|---' * len(header)}|")
-    for row in rows:
-        print(f"| {' | '.join(map(str, row))} |", flush=True)
+    lines = [header, ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
+    print(f"\n{as_table(lines)}", end="", flush=True)
 
 
 def share(found: np.ndarray) -> str:
@@ -80,18 +80,18 @@ def hatecheck(scorers: dict[str, sl.scorers.Scorer]) -> None:
     """Print accuracy by function: hateful is to be over 0.5, non-hateful is not."""
     cases = pd.read_csv(SHARED / "hatecheck" / "half.csv.gz")
     hateful = cases["label_gold"] == "hateful"
-    over = {name: scorer(cases["test_case"].tolist()) for name, scorer in scorers.items()}
+    found = {name: scorer(cases["test_case"].tolist()) for name, scorer in scorers.items()}
     rows = []
     for said, names in FUNCTIONS.items():
         some = (cases["functionality"] + "$").str.startswith(names)
         gold = ", ".join(cases["label_gold"][some].unique())
-        right = [share(((scores > TOXIC) == hateful)[some].to_numpy()) for scores in over.values()]
+        right = [share(((scores > TOXIC) == hateful)[some].to_numpy()) for scores in found.values()]
         rows.append([said, gold, some.sum(), *right])
     rows.append(
         ["all", "", len(cases)]
-        + [share(((scores > TOXIC) == hateful).to_numpy()) for scores in over.values()]
+        + [share(((scores > TOXIC) == hateful).to_numpy()) for scores in found.values()]
     )
-    aucs = [f"{roc_auc_score(hateful, scores):.2f}" for scores in over.values()]
+    aucs = [f"{roc_auc_score(hateful, scores):.2f}" for scores in found.values()]
     rows.append(["AUC", "", len(cases), *aucs])
     table(["HateCheck", "should be", "texts", *scorers], rows)
 

@@ -101,7 +101,10 @@ class Accept(Decoder):
 
     @property
     def drawn(self) -> np.ndarray:
-        """Draws that each response of the latest call took, int [responses]."""
+        """Draws of each response of the latest call up to the one accepted, int [responses].
+
+        `at_most` where none was. Where few responses are left, some draws behind it are made, too.
+        """
         return self._drawn
 
     @property

@@ -87,13 +87,7 @@ def judged(
     if generations.empty:
         raise ValueError("there are no generations to judge")
     model, scorers = language_model(model), as_list(scorers, "scorers")
-    names = [_name_of(scorer) for scorer in scorers]
-    for name in (*names, "nll", "nll_tokens"):
-        if name in generations or names.count(name) > 1:
-            raise ValueError(
-                f"{name!r} would be there twice: give each scorer once, and a table without its "
-                "scores"
-            )
+    _check_new(generations, [*map(_name_of, scorers), "nll", "nll_tokens"])
     generations = generations.reset_index(drop=True)
     pairs, faults = _to_be_read(generations, model, tokenizer, perplexity_generations)
     if faults and not set_aside:
@@ -248,13 +242,7 @@ def with_scores(
     """
     scorers = as_list(scorers, "scorers")
     check_columns(table, (column,))
-    names = [_name_of(scorer) for scorer in scorers]
-    for name in names:
-        if name in table or names.count(name) > 1:
-            raise ValueError(
-                f"{name!r} would be there twice: give each scorer once, and a table without its "
-                "scores"
-            )
+    _check_new(table, list(map(_name_of, scorers)))
     table = table.reset_index(drop=True)
     found = {row: text_fault(text, empty=True) for row, text in enumerate(table[column])}
     faults = {row: fault for row, fault in found.items() if fault}
@@ -294,6 +282,15 @@ def on_common_prompts(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
         return []
     common = set.intersection(*(set(table["prompt"]) for table in tables))
     return [table[table["prompt"].isin(common)].reset_index(drop=True) for table in tables]
+
+
+def _check_new(table: pd.DataFrame, names: list[str]) -> None:
+    for name in names:
+        if name in table or names.count(name) > 1:
+            raise ValueError(
+                f"{name!r} would be there twice: give each scorer once, and a table without its "
+                "scores"
+            )
 
 
 def _name_of(scorer: object) -> str:

@@ -339,7 +339,7 @@ WRONG = [
     ("distinct", lambda t, n: sum(counts(t, n)) / words(t), "only different ones"),
     ("distinct", lambda t, n: sum(distinct([x], n, 1) for x in t) / words(t), "share counts once"),
     ("accepted_law", lambda p, m, t: accepted(p, m, t - 1e-9), "at the threshold"),
-    ("accepted_law", lambda p, m, t: accepted(p, -m, -t), "what is refused|not"),
+    ("accepted_law", lambda p, m, t: accepted(p, -m, -t), "what is refused"),
     ("accepted_law", lambda p, m, t: accepted(0 * p + 1, m, t), "same probability"),
     ("accepted_law", lambda p, m, t: accepted(p * np.exp(m), m, t), "re-weights by the margin"),
     ("accepted_law", lambda p, m, t: np.where(m > t, p, 0), "normalised"),

@@ -39,6 +39,22 @@ def test_a_row_without_a_text_is_set_aside_and_said(tmp_path, capsys):
     assert "set aside: row 1 " in capsys.readouterr().out
 
 
+def test_a_file_without_any_text_is_written_without_scores(tmp_path, capsys):
+    file, out = tmp_path / "texts.jsonl", tmp_path / "scored.csv"
+    file.write_text('{"text": null}\n{"text": 5}\n')
+    score(file, out)
+    assert pd.read_csv(out)["minilm"].isna().all()
+    assert "minilm: 0 texts\n" in capsys.readouterr().out
+
+
+def test_rows_that_parquet_cannot_hold_are_said_in_a_sentence(tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "a tree", "id": 1}\n{"text": "a cat", "id": "two"}\n')
+    with pytest.raises(SystemExit, match=r"do not fit into Parquet .*let --out end in \.csv"):
+        score(file, tmp_path / "scored.parquet")
+    assert not (tmp_path / "scored.parquet").exists()
+
+
 def test_what_was_scored_before_a_kill_is_not_scored_again(tmp_path, monkeypatch):
     texts = [f"text number {i}, you idiot" for i in range(5)]
     table, asked = pd.DataFrame({"text": texts}), []

@@ -327,8 +327,4 @@ def check_accept_loop(margins: np.ndarray, above: float, at_most: int) -> Truth:
         "a margin at the threshold does not lie above it": [at_threshold, last_at + 1],
         "this is the best of all: the first that lies above is kept": [some.argmax(), at_most],
         "where none lies above, the largest of them is kept": [last, last + 1],
-        "there are at most so many draws": [
-            loop(margins > above)[0] if (margins > above).any() else int(margins.argmax()),
-            len(margins),
-        ],
     }
