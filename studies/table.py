@@ -10,7 +10,9 @@ scorer was trained (the file in SASA_SHARED_DATA). Boundaries, reward heads, exp
 differences are all fitted on the same texts: the embedded corpus and the other nine tenths,
 without any text of a record that was kept aside, less a fifth that calibrates.
 
-A run that is in the table is not made again. Its generations stay in runs/table.
+A run that is in the table is not made again. Its generations stay in runs/table. Several of these
+may run side by side, on a GPU say: each takes a run that no other is at. The first one alone, by
+`--only plain`, saves that all of them fit the same boundaries.
 """
 
 from __future__ import annotations
@@ -19,22 +21,24 @@ import argparse
 import hashlib
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import concatenate_datasets
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 import sasa_lib as sl
 from sasa_lib.decoding.method import Decoder, PlainSampling
+from sasa_lib.engine.identity import key
 from sasa_lib.engine.storage import atomic_file
-from sasa_lib.engine.tokens import prompt_ids
 from sasa_lib.texts.assets import DATA_DIR
+from sasa_lib.texts.corpora import fingerprint
 from sasa_lib.texts.sources import rtp_records
 
 SHARED = Path(os.environ.get("SASA_SHARED_DATA", DATA_DIR.parent.parent / "shared" / "data"))
@@ -46,11 +50,12 @@ READ = 5  # generations of a prompt whose perplexity is measured
 DIVERGENCES = 2  # sequences of a prompt along which KL is measured
 CLAMP = 20  # candidates: the default of the authors' code
 DRAWS = 4  # of which one is kept
-BEFORE = 2.0  # strength of the posterior form whose draws are accepted
+BEFORE, WEAK = 2.0, 1.0  # strengths of the posterior form whose draws are accepted
 LIMITED, NUCLEUS = "top-k 10, top-p 0.9", "top-p 0.9"
 TRUNCATIONS = {LIMITED: {"top_k": 10, "top_p": 0.9}, NUCLEUS: {"top_k": 0, "top_p": 0.9}}
 # The authors' code has betas of 10 to 500; smaller ones, so that it can pay as little as others.
 PUBLISHED = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 500.0)
+LOGISTIC_LAYER = {SMALL: 0.2, LARGE: 0.3}  # found by studies/own_continuations.py
 
 
 class Texts:
@@ -94,7 +99,7 @@ class Fitted:
 
     def __init__(self, name: str, texts: Texts) -> None:
         self.name, self.texts = name, texts
-        self.model, self.tokenizer = sl.load_lm(name)
+        self.model, self.tokenizer = sl.load_lm(name, dtype="float32")  # on every device
         self.fit = partial(
             sl.Boundary.fit, self.model, self.tokenizer, texts.training,
             folder=FOLDER / "embeddings",
@@ -102,10 +107,25 @@ class Fitted:
 
     @cached_property
     def boundary(self) -> sl.Boundary:
-        """As the ready ones are fitted: the layer by cross-validation, then calibrated."""
-        found = self.fit(
-            layer="auto", pooling="mean", covariance="ledoit_wolf", held_out=self.texts.held_out
-        ).calibrated(self.model, self.tokenizer, self.texts.held_out)
+        """The closed form, its layer by cross-validation, calibrated."""
+        return self.kept(layer="auto", covariance="ledoit_wolf")
+
+    @cached_property
+    def logistic(self) -> sl.Boundary:
+        """By logistic regression, at the layer that judges the model's own texts best."""
+        return self.kept(layer=LOGISTIC_LAYER[self.name], estimator="logistic")
+
+    def kept(self, **options: object) -> sl.Boundary:
+        """Fit a boundary of means and calibrate it, or read it where that was done before."""
+        of = key([self.name, options, fingerprint(self.texts.training, "toxicity")])
+        path = FOLDER / "boundaries" / f"{of}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                held_out = self.texts.held_out
+                found = self.fit(pooling="mean", held_out=held_out, **options)
+                found.calibrated(self.model, self.tokenizer, held_out).save(path)
+        found = sl.Boundary.load(path)
         auc = found.metadata["held_out_auc"]
         print(f"{self.name}: layer {found.layer}, AUC {auc:.3f}, slope {found.slope:.2f}")
         return found
@@ -159,6 +179,21 @@ class Fitted:
         )
 
     @cached_property
+    def tuned_reward(self) -> object:
+        """RAD's reward model as published: all of a copy of the model is trained."""
+        folder = FOLDER / "rewards" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not (folder / "model.safetensors").exists():
+                reward = sl.baselines.fine_tune_reward(
+                    self.model, self.tokenizer, self.texts.training, folder=folder
+                )
+                print(f"{self.name}: reward model, error {reward.metadata['held_out_rmse']:.3f}")
+        reward = sl.baselines.RewardModel.from_classifier(str(folder), toxic=False)
+        reward.model.to(self.model.device)
+        return reward
+
+    @cached_property
     def experts(self) -> tuple[object, object]:
         """Trained on nontoxic and on toxic texts."""
         corpus, toxic = sl.corpora.labelled(self.texts.training)
@@ -183,6 +218,13 @@ def steered(f: Fitted, beta: float, seed: int, form: str = "margin", **options: 
 
 
 posterior = partial(steered, form="posterior")
+
+
+def by_logistic(f: Fitted, beta: float, seed: int) -> sl.SASA:
+    """The posterior form by the other boundary."""
+    return sl.SASA(f.logistic, beta, form="posterior", max_candidates=CLAMP, seed=seed)
+
+
 rivals = sl.baselines
 # By method: its strengths, and what makes it of what is fitted, a strength and the seed.
 METHODS: dict[str, tuple[tuple[float, ...], Callable[[Fitted, float, int], Decoder]]] = {
@@ -205,6 +247,23 @@ METHODS: dict[str, tuple[tuple[float, ...], Callable[[Fitted, float, int], Decod
         (0.0, 1.0, 2.0, 3.0),
         lambda f, above, seed: sl.Accept(f.boundary, above, then=posterior(f, BEFORE, seed)),
     ),
+    "sasa-posterior-logistic": ((1.0, 2.0, 4.0, 8.0), by_logistic),
+    "best-of-logistic": (
+        (0.0, 1.0, 2.0, 4.0),
+        lambda f, b, seed: sl.BestOf(f.logistic, DRAWS, then=by_logistic(f, b, seed)),
+    ),
+    "accept-logistic": (
+        (-1.0, 0.0, 1.0, 2.0),
+        lambda f, above, seed: sl.Accept(f.logistic, above, seed=seed),
+    ),
+    "accept-posterior-logistic": (
+        (0.0, 1.0, 2.0, 3.0),
+        lambda f, above, seed: sl.Accept(f.logistic, above, then=by_logistic(f, BEFORE, seed)),
+    ),
+    "accept-weak-logistic": (
+        (0.0, 1.0, 2.0, 3.0),
+        lambda f, above, seed: sl.Accept(f.logistic, above, then=by_logistic(f, WEAK, seed)),
+    ),
     "sasa-budget": (
         (0.05, 0.1, 0.2, 0.4),
         lambda f, nats, seed: posterior(f, 8.0, seed, max_kl=nats),
@@ -212,6 +271,10 @@ METHODS: dict[str, tuple[tuple[float, ...], Callable[[Fitted, float, int], Decod
     "rad": (
         (5.0, 10.0, 20.0, 40.0),
         lambda f, b, seed: rivals.RAD(f.reward, f.tokenizer, b, seed=seed),
+    ),
+    "rad-fine-tuned": (
+        (5.0, 10.0, 20.0, 40.0),
+        lambda f, b, seed: rivals.RAD(f.tuned_reward, f.tokenizer, b, seed=seed),
     ),
     "static-bias": (
         (0.5, 1.0, 2.0, 4.0),
@@ -248,6 +311,7 @@ for kind in ("random_direction", "shuffled_labels"):
                 getattr(f, kind)(number), b, seed=seed
             ),
         )
+LOGISTIC = [name for name in METHODS if name.endswith("-logistic")]
 MAIN = ["plain", "sasa-relabelled", "sasa", "sasa-posterior", "best-of", "accept-posterior", "rad"]
 
 
@@ -271,7 +335,8 @@ def runs() -> Iterator[Run]:
     """Every run, the most important ones first."""
     rows = [(SMALL, "toxic", LIMITED, name) for name in (
         "plain", "sasa", "sasa-posterior", "accept-posterior", "accept", "sasa-relabelled",
-        "random-direction-0", "rad", "best-of", "shuffled-labels-0", "sasa-published",
+        "random-direction-0", "rad", "best-of", "shuffled-labels-0", "sasa-published", *LOGISTIC,
+        "rad-fine-tuned",
     )]  # fmt: skip
     nucleus = ("plain", "sasa-posterior", "sasa-relabelled")
     rows += [(SMALL, "toxic", NUCLEUS, name) for name in nucleus]
@@ -281,7 +346,7 @@ def runs() -> Iterator[Run]:
         "sasa-budget", "self-debiasing", "sasa-posterior-filtered",
     )]  # fmt: skip
     for model, prompts in ((LARGE, "toxic"), (SMALL, "nontoxic"), (LARGE, "nontoxic")):
-        rows += [(model, prompts, LIMITED, name) for name in MAIN]
+        rows += [(model, prompts, LIMITED, name) for name in (*MAIN, *LOGISTIC)]
     rows += [(SMALL, "toxic", NUCLEUS, name) for name in (
         "sasa", "plain-unclamped", "sasa-published", "sasa-unclamped",
     )]  # fmt: skip
@@ -293,7 +358,13 @@ def runs() -> Iterator[Run]:
 
 
 def measured(
-    run: Run, fitted: Fitted, judge: Fitted, texts: Texts, prompts: list[str], generations: int
+    run: Run,
+    fitted: Fitted,
+    judge: Fitted,
+    texts: Texts,
+    prompts: list[str],
+    generations: int,
+    batch: int | None = None,
 ) -> pd.DataFrame:
     """Generate and judge; a row a prompt."""
     sampling = sl.runs.Sampling(
@@ -301,7 +372,7 @@ def measured(
     )
     continued = partial(
         sl.runs.generate, fitted.model, fitted.tokenizer, prompts, sampling,
-        folder=FOLDER / "generations",
+        folder=FOLDER / "generations", batch_sequences=batch,
     )  # fmt: skip
     reference = replace(run, method="plain", strength=0.0)
     before = continued(method=reference.method, custom_generate=reference.decoder(fitted))
@@ -322,26 +393,19 @@ def measured(
     rows.insert(0, "record", [texts.record_of[prompt] for prompt in prompts])
     for name in reversed(sl.measured.RUN):
         rows.insert(0, name, getattr(run, name))
-    return rows.round({"nll": 2, "seconds": 2}).round(4)
+    return rows.round({"nll": 2}).round(4)
 
 
 def divergences(
     run: Run, fitted: Fitted, decoder: Decoder, prompts: list[str]
 ) -> np.ndarray | float:
     """KL from plain sampling a token along a few sequences, its mean for every prompt."""
-    tokens = prompt_ids(fitted.tokenizer, prompts)
-    found = np.empty(len(prompts))
-    for length in {len(ids) for ids in tokens}:  # together they need no padding
-        alike = [i for i, ids in enumerate(tokens) if len(ids) == length]
-        ids = torch.tensor([tokens[i] for i in alike], device=fitted.model.device)
-        per_token = decoder.divergence_per_token(
-            fitted.model, ids, do_sample=True, max_new_tokens=20,
-            num_return_sequences=DIVERGENCES, **TRUNCATIONS[run.truncation],
-        )  # fmt: skip
-        if per_token is None:
-            return np.nan
-        found[alike] = per_token.reshape(len(alike), DIVERGENCES).mean(axis=1)
-    return found
+    inputs = fitted.tokenizer(prompts, return_tensors="pt", padding=True).to(fitted.model.device)
+    found = decoder.divergence_per_token(
+        fitted.model, **inputs, do_sample=True, max_new_tokens=20,
+        num_return_sequences=DIVERGENCES, **TRUNCATIONS[run.truncation],
+    )  # fmt: skip
+    return np.nan if found is None else found.reshape(len(prompts), DIVERGENCES).mean(axis=1)
 
 
 def add(rows: pd.DataFrame, table: Path) -> None:
@@ -353,6 +417,26 @@ def add(rows: pd.DataFrame, table: Path) -> None:
             rows.to_csv(temporary, index=False)
 
 
+@contextmanager
+def claimed(run: Run, table: Path) -> Iterator[bool]:
+    """Whether a run is to be made: it is not in the table, and no other process is at it."""
+    (FOLDER / "claims").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(FOLDER / "claims" / f"{key(astuple(run))}.lock", timeout=0)
+    try:
+        with lock:
+            yield run not in measured_before(table)
+    except Timeout:
+        yield False
+
+
+def measured_before(table: Path) -> set[Run]:
+    """Read which runs are in the table."""
+    if not table.exists():
+        return set()
+    rows = sl.measured.load(table)[list(sl.measured.RUN)].drop_duplicates()
+    return {Run(*row) for row in rows.itertuples(index=False, name=None)}
+
+
 def main() -> None:
     """Go through the runs that are not in the table yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -360,31 +444,39 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=sl.measured.TABLE)
     parser.add_argument("--n-prompts", type=int, default=64, help="of each subset")
     parser.add_argument("--generations", type=int, default=25)
+    parser.add_argument("--batch", type=int, help="sequences generated at once")
     arguments = parser.parse_args()
     texts, loaded = Texts(), {}
+    FOLDER.mkdir(parents=True, exist_ok=True)
     print(f"fitted on {len(texts.training)} texts, calibrated on {len(texts.held_out)}", flush=True)
-    table, done = arguments.table, set()
-    if table.exists():
-        rows = sl.measured.load(table)[list(sl.measured.RUN)]
-        done = set(rows.itertuples(index=False, name=None))
-    waiting = [
-        run for run in runs()
-        if astuple(run) not in done and set(arguments.only) <= {*map(str, astuple(run))}
-    ]  # fmt: skip
-    for number, run in enumerate(waiting):
-        start = time.monotonic()
-        for name in (SMALL, LARGE):
-            loaded.setdefault(name, Fitted(name, texts))
-        judge = loaded[LARGE if run.model == SMALL else SMALL]
-        prompts = texts.prompts(run.prompts)[: arguments.n_prompts]
-        rows = measured(run, loaded[run.model], judge, texts, prompts, arguments.generations)
-        add(rows, table)
+    failed: list[Run] = []
+    wanted = [run for run in runs() if set(arguments.only) <= {*map(str, astuple(run))}]
+    for number, run in enumerate(wanted):
+        with claimed(run, arguments.table) as mine:
+            if not mine:
+                continue
+            start = time.monotonic()
+            for name in (SMALL, LARGE):
+                loaded.setdefault(name, Fitted(name, texts))
+            try:
+                rows = measured(
+                    run, loaded[run.model], loaded[LARGE if run.model == SMALL else SMALL], texts,
+                    texts.prompts(run.prompts)[: arguments.n_prompts], arguments.generations,
+                    arguments.batch,
+                )  # fmt: skip
+            except Exception:  # the others are still to be made
+                traceback.print_exc()
+                failed.append(run)
+                continue
+            add(rows, arguments.table)
         perplexity = np.exp(rows["nll"].sum() / rows["nll_tokens"].sum())
         print(
-            f"{number + 1}/{len(waiting)} {' | '.join(map(str, astuple(run)))}: "
+            f"{number + 1}/{len(wanted)} {' | '.join(map(str, astuple(run)))}: "
             f"{rows['minilm_max'].mean():.3f}, perplexity {perplexity:.2f}, "
             f"KL {rows['kl'].mean():.3f}, {time.monotonic() - start:.0f} s", flush=True,
         )  # fmt: skip
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed: {failed}")
 
 
 if __name__ == "__main__":

@@ -61,9 +61,8 @@ class Decoder:
         ----------
         model : PreTrainedModel
         input_ids : torch.Tensor, shape [prompts, length]
-            Without padding.
         **options
-            Of `generate`.
+            Of `generate`; without `attention_mask` there is no padding.
 
         Returns
         -------

@@ -233,8 +233,8 @@ class SASA(Pretrained, Decoder):
         """See `Decoder.divergence_per_token`; every candidate is computed."""
         recorded = copy(self)
         recorded._record, recorded._steps = True, []
-        mask = torch.ones_like(input_ids)
-        model.generate(input_ids, attention_mask=mask, custom_generate=recorded, **options)
+        options = {"attention_mask": torch.ones_like(input_ids)} | options
+        model.generate(input_ids, custom_generate=recorded, **options)
         return path_divergence(recorded.trace)["per_token"].to_numpy()
 
     def response_margins(self, boundary: Boundary) -> np.ndarray | None:

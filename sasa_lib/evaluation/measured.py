@@ -54,10 +54,10 @@ def by_prompt(generations: pd.DataFrame, scorers: Sequence[str]) -> pd.DataFrame
     pandas.DataFrame, indexed by prompt_id
         `generations`, their number; for each scorer, with "-" as "_", `<scorer>_max`, the highest
         score, and `<scorer>_over`, how many are over 0.5; `nll` (nats) and `nll_tokens` under the
-        judging model; `distinct_2`; `n_tokens`, `draws` and `seconds`. All but the highest score
-        and distinct-2 are sums.
+        judging model; `distinct_2`; `n_tokens` and `draws`. All but the highest score and
+        distinct-2 are sums.
     """
-    summed = ["nll", "nll_tokens", "n_tokens", "draws", "seconds"]
+    summed = ["nll", "nll_tokens", "n_tokens", "draws"]
     check_columns(generations, ("prompt_id", "text", *scorers, *summed))
     for column in (*scorers, *summed):
         check_finite(f"column {column!r}", generations[column].to_numpy(dtype=float))

@@ -66,3 +66,18 @@ def test_plain_sampling_has_none_and_other_methods_say_so():
     np.testing.assert_allclose(zero, 0, atol=1e-6)
     for method in (SelfDebiasing(tokenizer), MeanDifference(np.ones(32), 1, 1.0)):
         assert method.divergence_per_token(model, ids, **OPTIONS) is None
+
+
+def test_prompts_of_several_lengths_may_be_padded():
+    model, tokenizer = tiny_lm()
+    tokenizer.padding_side = "left"
+    prompts = ["the cat sees", "a dog", "the bird and the cat see a dog"]
+    for method in (sl.SASA(tiny_boundary(), 2.0, seed=3), StaticBias(tiny_boundary(), 2.0, seed=3)):
+        padded = method.divergence_per_token(
+            model, **tokenizer(prompts, return_tensors="pt", padding=True), **OPTIONS
+        )
+        alone = [
+            method.divergence_per_token(model, tokenizer(p, return_tensors="pt")["input_ids"], **OPTIONS)
+            for p in prompts
+        ]  # fmt: skip
+        np.testing.assert_allclose(padded, np.concatenate(alone), atol=1e-5)

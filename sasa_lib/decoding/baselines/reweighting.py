@@ -29,10 +29,8 @@ class Reweighting(Decoder):
             return None
         measured = copy(self)
         measured._steps = []
-        mask = torch.ones_like(input_ids)
-        sequences = model.generate(
-            input_ids, attention_mask=mask, custom_generate=measured, **options
-        )
+        options = {"attention_mask": torch.ones_like(input_ids)} | options
+        sequences = model.generate(input_ids, custom_generate=measured, **options)
         steps = torch.stack(measured._steps, dim=1).double().cpu().numpy()  # [batch, steps]
         ends = model.generation_config.eos_token_id
         drawn = torch.isin(
