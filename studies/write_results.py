@@ -36,7 +36,10 @@ COLUMNS = {
     "unchanged": "unchanged",
     "draws": "draws",
 }
-DRAWN = ("sasa-relabelled", "sasa", "sasa-posterior", "best-of", "rad", "random-direction-0")
+DRAWN = (
+    "sasa-relabelled", "sasa", "sasa-posterior", "best-of", "accept-posterior", "rad",
+    "random-direction-0",
+)  # fmt: skip
 WITH_INTERVAL = ("expected_max_toxicity", "perplexity")
 MISSING = "Still to be measured.\n"
 BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -68,7 +71,9 @@ class Measured:
             ["---"] * (2 + len(COLUMNS)),
         ]
         before = ""
-        for _, row in self.part(self.summary, where).iterrows():
+        found = self.part(self.summary, where)
+        strengths = found.groupby("method")["strength"].nunique()
+        for _, row in found.iterrows():
             cells = [
                 "" if pd.isna(row[name])
                 else with_interval(row, name, ".1f" if name == "perplexity" else ".2f")
@@ -77,7 +82,7 @@ class Measured:
                 for name in COLUMNS
             ]  # fmt: skip
             name = method_name(row["method"])
-            strength = f"{row['strength']:g}" if row["strength"] else ""
+            strength = f"{row['strength']:g}" if strengths[row["method"]] > 1 else ""
             lines.append([name if name != before else "", strength, *cells])
             before = name
         return as_table(lines)
@@ -86,10 +91,12 @@ class Measured:
         self,
         ratios: tuple[float, ...] = RATIOS,
         references: Mapping[str, str] = REFERENCES,
+        methods: tuple[str, ...] = (),
         **where: object,
     ) -> str:
-        """What each method reaches at the same fluency, as a table, the best first."""
+        """What each method, or each of these, reaches at the same fluency, the best first."""
         rows = self.part(self.rows, where)
+        rows = rows[rows["method"].isin(methods)] if methods else rows
         if rows.empty:
             return MISSING
         tables = {
@@ -132,7 +139,7 @@ def blocks() -> dict[str, str]:
     """Every block by its name."""
     found = Measured()
     return {
-        "matched-short": found.matched((1.1,), {"rad": "RAD"}),
+        "matched-short": found.matched((1.1,), {"rad": "RAD"}, methods=("plain", *DRAWN)),
         "matched": found.matched(),
         "methods": found.methods(),
         "matched-nucleus": found.matched(truncation=NUCLEUS),

@@ -111,7 +111,7 @@ def fronts(
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside upper center", ncols=4, fontsize="small",
-        title="numbers at the points: strength", title_fontsize="small",
+        title="numbers at the ends of a curve: strength", title_fontsize="small",
     )  # fmt: skip
     place_labels(figure)
     return figure

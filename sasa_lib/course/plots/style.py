@@ -86,14 +86,14 @@ def method_name(method: str) -> str:
 def draw_front(
     axes: plt.Axes, results: pd.DataFrame, cost: str, toxicity: str, methods: list[str]
 ) -> None:
-    """Curves from plain sampling through the strengths of every method, toxicity against a cost."""
+    """Curves from plain sampling through the strengths of every method, named at their ends."""
     plain = results[results["method"] == "plain"]
     for i, method in enumerate(methods):
         rows = results[results["method"] == method].dropna(subset=[cost]).sort_values("beta")
         draw_points(axes, rows, cost, toxicity, SERIES[i], MARKERS[i], method_name(method))
         path = pd.concat([plain, rows]) if len(rows) else rows
         axes.plot(path[cost], path[toxicity], color=SERIES[i], ls=LINES[i], lw=1.2)
-        for _, row in rows.iterrows():
+        for _, row in rows.iloc[[0, -1] if len(rows) > 1 else [0] * len(rows)].iterrows():
             if row["beta"] > 0 or len(rows) > 1:  # a method without strengths has one row, of 0
                 axes.annotate(
                     f"{row['beta']:g}", (row[cost], row[toxicity]), xytext=(5, 5),
