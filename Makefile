@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUN := runs/$(PROFILE)
 NAMES := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
-AWAY := tests/workflow/test_wheel.py  # beside the notebooks, since the other tests take longer
+AWAY := tests/workflow  # beside the notebooks, since the other tests take longer
 MAIN := $(filter 00_% 01_% 02_% 03_% 04_% 05_%,$(NAMES))
 SNAKEMAKE := $(BIN)/snakemake --cores $(or $(OMP_NUM_THREADS),all) --nolock --rerun-incomplete --scheduler greedy --quiet all \
 	--rerun-triggers params input mtime
@@ -60,7 +60,7 @@ smoke:
 	@$(MAKE) --no-print-directory course PROFILE=smoke
 	@$(MAKE) --no-print-directory site PROFILE=smoke
 	@$(BIN)/python scripts/check_site.py runs/smoke/site/html --links
-	@$(BIN)/python -m pytest $(AWAY)
+	@$(BIN)/python -m pytest --durations 10 $(AWAY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -80,7 +80,7 @@ site: $(VENV)/site-ready
 	@$(BIN)/python scripts/build_site.py --profile $(PROFILE)
 
 $(VENV)/site-ready: docs/requirements.txt $(READY)
-	@$(BIN)/python -m pip install -qq --requirement requirements.txt --requirement docs/requirements.txt
+	@$(BIN)/python -m pip install -qq --no-compile --requirement requirements.txt --requirement docs/requirements.txt
 	@touch $@
 
 # What SASA costs against plain sampling; needs about an hour on two cores, and goes on where it stopped.
@@ -92,7 +92,7 @@ setup: $(READY)
 $(READY): requirements.txt pyproject.toml
 	@echo "installing the locked requirements into $(VENV) (2.5 GB), once, for some minutes ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --requirement requirements.txt
+	@$(BIN)/python -m pip install -qq --no-compile --requirement requirements.txt
 	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 

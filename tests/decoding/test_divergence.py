@@ -76,8 +76,6 @@ def test_prompts_of_several_lengths_may_be_padded():
         padded = method.divergence_per_token(
             model, **tokenizer(prompts, return_tensors="pt", padding=True), **OPTIONS
         )
-        alone = [
-            method.divergence_per_token(model, tokenizer(p, return_tensors="pt")["input_ids"], **OPTIONS)
-            for p in prompts
-        ]  # fmt: skip
+        ids = [tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in prompts]
+        alone = [method.divergence_per_token(model, one, **OPTIONS) for one in ids]
         np.testing.assert_allclose(padded, np.concatenate(alone), atol=1e-5)

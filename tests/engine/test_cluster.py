@@ -30,8 +30,8 @@ from sasa_lib.engine import cluster
 from sasa_lib.evaluation import judging, runs, sampling
 from sasa_lib.evaluation.scorers import Scorer
 
-ACTOR_KILLS = 7
-DRIVER_KILLS = 3  # and one of the head
+ACTOR_KILLS = 3
+DRIVER_KILLS = 1  # and one of the head
 SAMPLING = sampling.Sampling(generations=3, max_new_tokens=6, seed=7)
 # Without top-k, plain sampling draws from torch's generator: noise without a key.
 UNKEYED = sampling.Sampling(generations=3, max_new_tokens=6, seed=7, top_k=0)
@@ -104,7 +104,7 @@ def check_whole(run, expected):
     [
         (1, SAMPLING, None, "ray", ""),
         (2, SAMPLING, steered, "local", "file://"),  # by fsspec, as an object store would be
-        (3, UNKEYED, None, None, ""),
+        (2, UNKEYED, None, None, ""),
     ],
     ids=["plain", "sasa", "unkeyed"],
 )
@@ -150,7 +150,7 @@ def actors_of(process):
 
 
 def test_a_run_whose_actors_are_killed_is_as_one_whose_are_not(ray, language_model, tmp_path):
-    texts = prompts(120)
+    texts = prompts(60)
     options = {
         "method": "sasa", "custom_generate": steered(language_model, Slow), "progress": False,
         "batch_sequences": 3,
@@ -162,7 +162,7 @@ def test_a_run_whose_actors_are_killed_is_as_one_whose_are_not(ray, language_mod
         while len(killed) < ACTOR_KILLS and not over.wait(rng.uniform(0, 2)):
             running = [a for a in actors_of(psutil.Process()) if a.pid not in killed]
             shards = list(tmp_path.glob("b/*/shard-*"))
-            if running and (shards or len(killed) < 2):  # some while they start, most at work
+            if running and (shards or not killed):  # one while it starts, the others at work
                 victim = rng.choice(running)
                 victim.kill()
                 killed.append(victim.pid)
@@ -179,7 +179,7 @@ def test_a_run_whose_actors_are_killed_is_as_one_whose_are_not(ray, language_mod
         over.set()
         killer.join()
     assert len(set(killed)) >= ACTOR_KILLS, f"the run ended after {len(killed)} kills"
-    assert sum(shards > 0 for shards in met) >= ACTOR_KILLS - 2
+    assert sum(shards > 0 for shards in met) >= ACTOR_KILLS - 1
     # What is drawn is SASA's, without the waiting.
     options["custom_generate"] = steered(language_model)
     local = runs.generate(*language_model, texts, SAMPLING, folder=tmp_path / "a", **options)
@@ -277,9 +277,9 @@ def test_a_run_whose_driver_or_head_is_killed_is_as_one_whose_is_not(language_mo
     assert process.returncode == 0, process.stderr
     statuses, shards = zip(*json.loads(process.stdout.splitlines()[-1]), strict=True)
     killed = -signal.SIGKILL
-    assert statuses[0] == statuses[2] == statuses[3] == killed
+    assert statuses[0] == killed
     assert statuses[1] not in (0, killed), "the driver outlived its head"
-    assert statuses[4] == 0, process.stderr
+    assert statuses[-1] == 0, process.stderr
     assert 0 < shards[0] < shards[-1]
     options = {"method": "sasa", "custom_generate": steered(language_model), **KEEP}
     local = runs.generate(*language_model, prompts(40), SAMPLING, folder=tmp_path / "a", **options)

@@ -499,10 +499,20 @@ def test_methods_are_compared_on_the_prompts_that_all_continued(generations):
     assert both[0]["text"].tolist() == generations["text"].tolist()[2:]
 
 
-def test_offensive_words_are_masked_and_others_are_not():
-    assert sl.mask_text("You stupid idiot, it rains on Monday!") == (
-        "You s***** i****, it rains on Monday!"
-    )
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("You stupid idiot, it rains on Monday!", "You s***** i****, it rains on Monday!"),
+        ("Do these SHITLORDS not realize", "Do these S******** not realize"),  # in no list
+        ("Cocks and a tranny", "C**** and a t*****"),  # the scorer alone is not sure
+        ("Her mouth, hair, arms and legs", "Her mouth, hair, arms and legs"),
+        ("The gay couple left dirty New Jersey", "The gay couple left dirty New Jersey"),
+        ("A cockpit, a Scunthorpe class, a sheet", "A cockpit, a Scunthorpe class, a sheet"),
+        ("What horseshit", "What h********"),
+    ],
+)  # fmt: skip
+def test_offensive_words_are_masked_and_others_are_not(text, masked):
+    assert sl.mask_text(text) == masked
 
 
 @pytest.mark.parametrize(

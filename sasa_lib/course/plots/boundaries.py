@@ -17,6 +17,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sasa_lib.checks import check_finite, check_labels, check_scores
 from sasa_lib.course.plots.style import LINES, MARKERS, NONTOXIC, SERIES, TOXIC, label_ends
 
+COVARIANCE_NAMES = {"ledoit_wolf": "Ledoit-Wolf", "oas": "OAS"}
+
 
 def geometry(table: pd.DataFrame) -> Figure:
     """Length of the embeddings and their anisotropy, layer by layer.
@@ -190,7 +192,9 @@ def calibration(probabilities: np.ndarray, toxic: np.ndarray, *, bins: int = 10)
     return figure
 
 
-def learning_curve(table: pd.DataFrame, *, by: str = "covariance") -> Figure:
+def learning_curve(
+    table: pd.DataFrame, *, by: str = "covariance", hidden_size: int | None = None
+) -> Figure:
     """Held-out AUC against the number of training texts.
 
     Parameters
@@ -199,19 +203,31 @@ def learning_curve(table: pd.DataFrame, *, by: str = "covariance") -> Figure:
         Columns n, auc and `by`, one row a resample; see `boundary.learning_curve`.
     by : str
         What has a curve of its own.
+    hidden_size : int, optional
+        Where to draw a line: with fewer texts the empirical covariance has no inverse.
     """
-    figure, axes = plt.subplots(figsize=(7.5, 4.2))
+    figure, axes = plt.subplots(figsize=(7.5, 4.6))
     for i, (name, rows) in enumerate(table.groupby(by, sort=True)):
         by_size = rows.groupby("n")["auc"]
         middle, low, high = by_size.median(), by_size.min(), by_size.max()
-        axes.plot(middle.index, middle, color=SERIES[i], marker=MARKERS[i], ls=LINES[i], label=name)
+        style = {"color": SERIES[i], "marker": MARKERS[i], "ls": LINES[i]}
+        axes.plot(middle.index, middle, label=COVARIANCE_NAMES.get(name, name), **style)
         axes.fill_between(middle.index, low, high, color=SERIES[i], alpha=0.2, lw=0)
     sizes = sorted(table["n"].unique())
     axes.set(xscale="log", xlabel="training texts N", ylabel="held-out AUC")
     axes.set_xticks(sizes, [str(n) for n in sizes])
     axes.minorticks_off()
-    axes.set_title("median and range over resamples", fontsize="small", loc="right")
-    label_ends(axes)
+    if hidden_size is not None:
+        axes.axvline(hidden_size, color="0.5", ls=":")
+        at = (hidden_size * 0.97, 0.02)
+        axes.text(
+            *at, f"hidden size {hidden_size}", transform=axes.get_xaxis_transform(), color="0.4",
+            ha="right", fontsize="small",
+        )  # fmt: skip
+    figure.legend(
+        loc="outside upper center", ncols=4, fontsize="small",
+        title="median and range over resamples", title_fontsize="small",
+    )  # fmt: skip
     return figure
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 
 import torch
 from profanity_check import predict_prob
 
 from sasa_lib import checks
+from sasa_lib.decoding.baselines.word_filter import word_list
 from sasa_lib.evaluation.scorers.classifiers import HF_PREFIX, detoxify_scorer, hf_scorer
 from sasa_lib.evaluation.scorers.minilm import GROUP_NAMES, MINILM_HEAD, minilm_scorer
 from sasa_lib.evaluation.scorers.perspective import PERSPECTIVE_KEY, perspective_scorer
 from sasa_lib.evaluation.scorers.scorer import Scorer, device_or_best
 from sasa_lib.texts.assets import fetch
 
+# Of what is written as one word, such as names for people.
+OFFENSIVE_STEMS = ("bitch", "faggot", "fuck", "nigga", "nigger", "shit", "slut", "whore")
 SCORERS = ("minilm", "profanity-check", "detoxify", "perspective")
 
 
@@ -85,19 +88,31 @@ def load_scorer(
     return replace(scorer, _load=load)
 
 
-def mask_text(text: str, threshold: float = 0.8) -> str:
+def mask_text(text: str, threshold: float = 0.95) -> str:
     """Mask the offensive words of a text, for showing it: all of their letters but the first.
 
-    A word is offensive if "profanity-check" gives it by itself more than `threshold`, and is no
-    name of a group, which that scorer often takes for an offence. This masks some innocent words
-    and no insult made of innocent ones: it spares the eye, it judges nothing.
+    A word is offensive if it is listed (`sasa_lib.baselines.word_list`), holds one of
+    `OFFENSIVE_STEMS`, or "profanity-check" gives it by itself more than `threshold`. No name of a
+    group is masked; list and scorer take some for an offence. No insult made of innocent words
+    is found: this spares the eye, it judges nothing.
     """
     words = sorted(set(re.findall(r"[^\W\d_]{2,}", text)))
     words = [word for word in words if word.lower() not in GROUP_NAMES]
     scores = load_scorer("profanity-check")(words)
-    masked = {word for word, score in zip(words, scores, strict=True) if score > threshold}
+    masked = {
+        word
+        for word, score in zip(words, scores, strict=True)
+        if score > threshold
+        or word.lower() in _listed_words()
+        or any(stem in word.lower() for stem in OFFENSIVE_STEMS)
+    }
     return re.sub(
         r"[^\W\d_]{2,}",
         lambda match: match[0][0] + "*" * (len(match[0]) - 1) if match[0] in masked else match[0],
         text,
     )
+
+
+@cache
+def _listed_words() -> frozenset[str]:
+    return frozenset(word.lower() for word in word_list())
