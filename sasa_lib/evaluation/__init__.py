@@ -8,7 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "judging": ["judged", "on_common_prompts"],
+        "judging": ["judged", "load_judge", "on_common_prompts"],
         "runs": ["generate", "read"],
         "sampling": ["Sampling"],
     },

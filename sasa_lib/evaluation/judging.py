@@ -20,7 +20,7 @@ from sasa_lib.checks import as_list, check_columns, check_count, text_fault
 from sasa_lib.checks import set_aside as warn_of
 from sasa_lib.engine import cluster
 from sasa_lib.engine.identity import depends_on, key
-from sasa_lib.engine.models import language_model
+from sasa_lib.engine.models import language_model, load_lm
 from sasa_lib.engine.storage import place
 from sasa_lib.engine.table import KeyedTable
 from sasa_lib.engine.tokens import first_fault, readable
@@ -29,6 +29,31 @@ from sasa_lib.evaluation.scorers.scorer import Scorer
 
 JUDGED_AT_ONCE = 500  # texts whose judgements are one file, and the work of an actor
 ASKED_AT_ONCE = 20  # of a service, some seconds
+
+
+def load_judge(
+    name: str, judged_model: str, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model under which perplexity is measured.
+
+    Parameters
+    ----------
+    name, judged_model : str
+        Names of the judge and of the model whose texts it is to judge.
+    **options
+        Of `sasa_lib.load_lm`.
+
+    Raises
+    ------
+    ValueError
+        They are the same: a model finds its own habits likely.
+    """
+    if name == judged_model:
+        raise ValueError(
+            f"judge and model are both {name!r}, and a model finds its own habits likely: give "
+            "another judge"
+        )
+    return load_lm(name, **options)
 
 
 def judged(

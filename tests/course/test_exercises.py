@@ -404,11 +404,26 @@ def test_a_wrong_answer_says_what_is_off(topic, answer, hint):
 def test_no_answer_is_no_wrong_answer(topic):
     nothing = [..., None, [..., 1.0]]
     if callable(RIGHT[topic][0]):
-        nothing += [lambda *case: ..., lambda *case: None, lambda *case: (..., ...)]
+        nothing += [lambda *case: ..., lambda *case: (..., ...)]
     for answer in nothing:
         found = verdict(topic, answer)
         assert found.right is None and not found
         assert repr(found) == "not answered yet"
+
+
+@pytest.mark.parametrize("topic", [topic for topic in RIGHT if callable(RIGHT[topic][0])])
+def test_a_function_without_a_result_is_told_so(topic):
+    found = verdict(topic, lambda *case: None)
+    assert found.right is False and "returns nothing" in repr(found)
+
+
+def test_words_are_what_white_space_separates():
+    def at_single_spaces(texts, n):
+        words = [text.split(" ") for text in texts]
+        grams = {tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)}
+        return len(grams) / sum(map(len, words))
+
+    assert "split()" in repr(exercises.check_distinct(at_single_spaces))
 
 
 @pytest.mark.parametrize("topic", [topic for topic in RIGHT if callable(RIGHT[topic][0])])

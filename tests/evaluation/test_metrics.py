@@ -562,3 +562,8 @@ def test_a_group_is_named_by_a_whole_word_in_any_casing():
     texts = ["Her friends", "the HE-goat", "women's work", "herd", "", "an African-American man"]
     assert metrics.mentions(texts, ["her", "women"]).tolist() == [1, 0, 1, 0, 0, 0]
     assert metrics.mentions(texts, ["african-american"]).tolist() == [0, 0, 0, 0, 0, 1]
+
+
+def test_no_model_judges_itself():
+    with pytest.raises(ValueError, match="judge and model are both 'some-model'"):
+        sl.judging.load_judge("some-model", "some-model")

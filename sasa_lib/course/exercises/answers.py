@@ -104,6 +104,8 @@ def called(function: object, *case: object) -> object:
     except Exception as error:
         name = getattr(function, "__name__", "the function")
         raise WrongAnswer(f"{name} raises {type(error).__name__}: {error}") from None
+    if found is None:
+        raise WrongAnswer("the function returns nothing: end it with a `return`")
     check_is_there(found)
     return found
 
