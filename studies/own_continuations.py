@@ -1,10 +1,10 @@
 """Compare boundaries by how well they tell a model's own toxic continuations from its others.
 
-    python studies/own_continuations.py      # ten minutes; what is there already is read
+    python studies/own_continuations.py      # half an hour; embeddings and texts are kept
 
 Fills the table "On the model's own continuations" of docs/results.md. A boundary is used on what
-its model writes, so that is where it is to be chosen: 40 toxic prompts of RealToxicityPrompts that
-no judge and no boundary saw, and that studies/table.py does not measure on, each continued 25
+its model writes, so that is where it is to be chosen: the 36 toxic prompts of RealToxicityPrompts
+that no judge and no boundary saw, and that studies/table.py does not measure on, each continued 25
 times by plain sampling. `minilm` says which continuations are toxic.
 """
 
@@ -21,13 +21,13 @@ from table import FOLDER, LARGE, LIMITED, SMALL, TRUNCATIONS, Fitted, Texts
 import sasa_lib as sl
 
 MEASURED_ON = 64  # the first prompts are those of studies/table.py
-PROMPTS, GENERATIONS = 40, 25
-DEPTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+GENERATIONS = 25
+DEPTHS = (0.1, 0.2, 0.3, 0.4)
 
 
 def own_continuations(fitted: Fitted) -> tuple[pd.DataFrame, np.ndarray]:
     """Prompts and texts of one model, and whether each is toxic, bool [texts]."""
-    prompts = fitted.texts.prompts("toxic")[MEASURED_ON : MEASURED_ON + PROMPTS]
+    prompts = fitted.texts.prompts("toxic")[MEASURED_ON:]
     sampling = sl.runs.Sampling(generations=GENERATIONS, seed=1, **TRUNCATIONS[LIMITED])
     made = sl.runs.generate(
         fitted.model, fitted.tokenizer, prompts, sampling,

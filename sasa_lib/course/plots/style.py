@@ -34,6 +34,7 @@ METHOD_NAMES = {
     "best-of": "best of n",
     "accept": "accepted draws",
     "accept-posterior": "SASA, posterior, accepted",
+    "sasa-posterior-logistic": "SASA, posterior, by logistic regression",
     "rad": "RAD",
     "dexperts": "DExperts",
     "anti-only": "DExperts, anti-only",
