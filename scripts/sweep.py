@@ -1,6 +1,6 @@
 """Run notebooks over a grid of parameters: `make sweep`.
 
-    make sweep NOTEBOOK=05_evaluation PROFILE=smoke BETA=0,1,3 MODEL=gemma3-270m,gpt2-large
+    make sweep NOTEBOOK=05_evaluation PROFILE=smoke BETA=0,1,3 TOP_K=5,10
     make sweep GRID=grid.yaml
 
 NAME=a,b are the values of an axis, and every combination is a cell; of a parameter that is a list,

@@ -54,7 +54,10 @@ def compared(name: str, texts: Texts) -> pd.DataFrame:
     written = {"prompt": made["prompt"].tolist(), "response": made["text"].tolist()}
     embedded_only = texts.training.filter(lambda text: text in EMBEDDED, input_columns="response")
     layers = [round(depth * fitted.model.config.num_hidden_layers) for depth in DEPTHS]
-    tried = [("published", "both", {"threshold": 0.0, "cut": "published"})]
+    tried = [
+        ("published, toxic over 0", "both", {"threshold": 0.0, "cut": "published"}),
+        ("published, toxic over 0.5", "both", {"cut": "published"}),
+    ]
     for layer in layers:
         for estimator in ("discriminant", "logistic"):
             options = {"layer": layer, "pooling": "mean", "estimator": estimator}
@@ -62,21 +65,24 @@ def compared(name: str, texts: Texts) -> pd.DataFrame:
                 options["covariance"] = "ledoit_wolf"
             for corpus in ("both", "embedded"):
                 tried.append((estimator, corpus, options))
+    held_out, held_out_toxic = sl.corpora.labelled(texts.held_out)  # over 0.5 for all
     rows = []
     for kind, corpus, options in tried:
         boundary = sl.Boundary.fit(
             fitted.model, fitted.tokenizer,
             texts.training if corpus == "both" else embedded_only,
-            folder=FOLDER / "embeddings", held_out=texts.held_out, progress=False, **options,
+            folder=FOLDER / "embeddings", progress=False, **options,
         )  # fmt: skip
-        own = Dataset.from_dict(written)
-        margins = boundary.score_texts(
-            fitted.model, fitted.tokenizer, own, folder=FOLDER / "embeddings"
+        own, unseen = (
+            boundary.score_texts(
+                fitted.model, fitted.tokenizer, corpus_of, folder=FOLDER / "embeddings"
+            )
+            for corpus_of in (Dataset.from_dict(written), held_out)
         )
-        overall, within = area(margins, toxic, made["prompt_id"].to_numpy())
+        overall, within = area(own, toxic, made["prompt_id"].to_numpy())
         rows.append({
             "model": name, "boundary": kind, "corpus": corpus, "layer": boundary.layer,
-            "held_out_auc": boundary.metadata["held_out_auc"],
+            "held_out_auc": roc_auc_score(~held_out_toxic, unseen),
             "own_auc": overall, "own_auc_within_prompts": within,
         })  # fmt: skip
         print(rows[-1], flush=True)

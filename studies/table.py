@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 
 import sasa_lib as sl
 from sasa_lib.decoding.method import Decoder, PlainSampling
-from sasa_lib.engine.identity import key
+from sasa_lib.engine.identity import depends_on, key
 from sasa_lib.engine.storage import atomic_file
 from sasa_lib.texts.assets import DATA_DIR
 from sasa_lib.texts.corpora import fingerprint
@@ -117,7 +117,8 @@ class Fitted:
 
     def kept(self, **options: object) -> sl.Boundary:
         """Fit a boundary of means and calibrate it, or read it where that was done before."""
-        of = key([self.name, options, fingerprint(self.texts.training, "toxicity")])
+        corpora = [fingerprint(part) for part in (self.texts.training, self.texts.held_out)]
+        of = key(depends_on("embedding", model=self.model, fitted=options, corpora=corpora))
         path = FOLDER / "boundaries" / f"{of}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
@@ -181,14 +182,16 @@ class Fitted:
     @cached_property
     def tuned_reward(self) -> object:
         """RAD's reward model as published: all of a copy of the model is trained."""
-        folder = FOLDER / "rewards" / self.name
+        of = key(depends_on("reward", model=self.model, corpus=fingerprint(self.texts.training)))
+        folder = FOLDER / "rewards" / of
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            if not (folder / "model.safetensors").exists():
+            if not (folder / "done").exists():
                 reward = sl.baselines.fine_tune_reward(
                     self.model, self.tokenizer, self.texts.training, folder=folder
                 )
                 print(f"{self.name}: reward model, error {reward.metadata['held_out_rmse']:.3f}")
+                (folder / "done").touch()
         reward = sl.baselines.RewardModel.from_classifier(str(folder), toxic=False)
         reward.model.to(self.model.device)
         return reward
@@ -423,10 +426,14 @@ def claimed(run: Run, table: Path) -> Iterator[bool]:
     (FOLDER / "claims").mkdir(parents=True, exist_ok=True)
     lock = FileLock(FOLDER / "claims" / f"{key(astuple(run))}.lock", timeout=0)
     try:
-        with lock:
-            yield run not in measured_before(table)
+        lock.acquire()
     except Timeout:
         yield False
+        return
+    try:
+        yield run not in measured_before(table)
+    finally:
+        lock.release()
 
 
 def measured_before(table: Path) -> set[Run]:
@@ -446,7 +453,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=25)
     parser.add_argument("--batch", type=int, help="sequences generated at once")
     arguments = parser.parse_args()
-    texts, loaded = Texts(), {}
+    texts, loaded = Texts(), dict[str, Fitted]()
     FOLDER.mkdir(parents=True, exist_ok=True)
     print(f"fitted on {len(texts.training)} texts, calibrated on {len(texts.held_out)}", flush=True)
     failed: list[Run] = []
@@ -456,9 +463,9 @@ def main() -> None:
             if not mine:
                 continue
             start = time.monotonic()
-            for name in (SMALL, LARGE):
-                loaded.setdefault(name, Fitted(name, texts))
             try:
+                for name in {SMALL, LARGE} - set(loaded):
+                    loaded[name] = Fitted(name, texts)
                 rows = measured(
                     run, loaded[run.model], loaded[LARGE if run.model == SMALL else SMALL], texts,
                     texts.prompts(run.prompts)[: arguments.n_prompts], arguments.generations,
@@ -477,6 +484,8 @@ def main() -> None:
         )  # fmt: skip
     if failed:
         raise SystemExit(f"{len(failed)} runs failed: {failed}")
+    if left := set(wanted) - measured_before(arguments.table):
+        print(f"{len(left)} runs are left to other processes")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ DRAWN = (
     "sasa-relabelled", "sasa", "sasa-posterior", "best-of", "accept-posterior", "rad",
     "random-direction-0",
 )  # fmt: skip
+NO_STRENGTH = ("plain", "plain-unclamped", "prompt-only", "word-filter")
 WITH_INTERVAL = ("expected_max_toxicity", "perplexity")
 MISSING = "Still to be measured.\n"
 BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -71,9 +72,7 @@ class Measured:
             ["---"] * (2 + len(COLUMNS)),
         ]
         before = ""
-        found = self.part(self.summary, where)
-        strengths = found.groupby("method")["strength"].nunique()
-        for _, row in found.iterrows():
+        for _, row in self.part(self.summary, where).iterrows():
             cells = [
                 "" if pd.isna(row[name])
                 else with_interval(row, name, ".1f" if name == "perplexity" else ".2f")
@@ -82,7 +81,7 @@ class Measured:
                 for name in COLUMNS
             ]  # fmt: skip
             name = method_name(row["method"])
-            strength = f"{row['strength']:g}" if strengths[row["method"]] > 1 else ""
+            strength = "" if row["method"] in NO_STRENGTH else f"{row['strength']:g}"
             lines.append([name if name != before else "", strength, *cells])
             before = name
         return as_table(lines)
@@ -97,7 +96,7 @@ class Measured:
         """What each method, or each of these, reaches at the same fluency, the best first."""
         rows = self.part(self.rows, where)
         rows = rows[rows["method"].isin(methods)] if methods else rows
-        if rows.empty:
+        if set(rows["method"]) <= {"plain"}:
             return MISSING
         tables = {
             method: [strength for _, strength in of_method.groupby("strength")]

@@ -46,7 +46,8 @@ def load_judge(
     Raises
     ------
     ValueError
-        They are the same: a model finds its own habits likely.
+        The names are the same: a model finds its own habits likely. The same weights under another
+        name are not noticed.
     """
     if name == judged_model:
         raise ValueError(

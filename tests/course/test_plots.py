@@ -76,7 +76,13 @@ def test_fronts_have_a_row_a_model_and_prompt_set_and_keep_a_methods_colour(tmp_
             | metrics
             | (nowhere if method == "rad" else {})
             for model, prompts in (("one", "toxic"), ("other", "nontoxic"))
-            for method, beta in (("plain", 0.0), ("rad", 1.0), ("sasa", 1.0), ("sasa", 2.0))
+            for method, beta in (
+                ("plain", 0.0),
+                ("rad", 1.0),
+                ("sasa", 1.0),
+                ("sasa", 1.5),
+                ("sasa", 2.0),
+            )
             if prompts == "toxic" or method != "rad"
         ]
     )

@@ -225,7 +225,7 @@ def kill_all(process):
 
 
 def drivers(folder, model):
-    """Drive a run in processes that are killed, one with its head, and in one that is not."""
+    """Drive a run in a process that is killed, in one whose head is, and in one that is left."""
     import ray.data  # noqa: F401  # once, not in every process
 
     with socket.socket() as free:

@@ -59,7 +59,7 @@ def trade_off(results: pd.DataFrame, *, toxicity: str = "expected_max_toxicity")
     axes.set(ylabel=toxicity.replace("_", " ").replace("max ", "maximum "), ylim=(0, None))
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize="small",
-        title="numbers at the points: beta", title_fontsize="small",
+        title="numbers at the ends of a curve: beta", title_fontsize="small",
     )  # fmt: skip
     place_labels(figure)
     return figure

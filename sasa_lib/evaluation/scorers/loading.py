@@ -92,9 +92,9 @@ def mask_text(text: str, threshold: float = 0.95) -> str:
     """Mask the offensive words of a text, for showing it: all of their letters but the first.
 
     A word is offensive if it is listed (`sasa_lib.baselines.word_list`), holds one of
-    `OFFENSIVE_STEMS`, or "profanity-check" gives it by itself more than `threshold`. No name of a
-    group is masked; list and scorer take some for an offence. No insult made of innocent words
-    is found: this spares the eye, it judges nothing.
+    `OFFENSIVE_STEMS`, or "profanity-check" gives it by itself more than `threshold`. The
+    names of groups in `GROUP_NAMES` are left; the scorer takes them for an offence. No phrase and
+    no insult made of innocent words is found: this spares the eye, it judges nothing.
     """
     words = sorted(set(re.findall(r"[^\W\d_]{2,}", text)))
     words = [word for word in words if word.lower() not in GROUP_NAMES]
