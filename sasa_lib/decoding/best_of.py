@@ -88,6 +88,12 @@ class BestOf(Decoder):
         """Sequences that it draws for each that it returns."""
         return self.n * self.then.draws
 
+    @property
+    def drawn(self) -> np.ndarray | None:
+        """See `Decoder.drawn`: a mean over the n responses that it chooses among."""
+        each = self.then.drawn
+        return None if each is None else each.reshape(-1, self.n).mean(axis=1)
+
     @torch.no_grad()
     def __call__(
         self,

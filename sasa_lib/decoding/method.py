@@ -48,6 +48,11 @@ class Decoder:
         }
 
     @property
+    def drawn(self) -> np.ndarray | None:
+        """How often it drew `draws` for each response of the latest call, where that differs."""
+        return self.then.drawn if self.then else None
+
+    @property
     def is_keyed(self) -> bool:
         """Whether a text depends on seed and prompt alone, whatever else is in the batch."""
         return self.then.is_keyed if self.then else self.seed is not None

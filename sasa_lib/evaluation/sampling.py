@@ -255,8 +255,8 @@ def _continuations(
 def _draws(custom_generate: Callable | None, responses: int) -> list[int]:
     """Sequences that a method has just drawn for each response that it returned."""
     each = getattr(custom_generate, "draws", 1)
-    taken = getattr(custom_generate, "drawn", None)  # of `Accept`, whose responses differ
-    return [each] * responses if taken is None else [each * int(number) for number in taken]
+    taken = getattr(custom_generate, "drawn", None)  # with an `Accept` responses differ
+    return [each] * responses if taken is None else [round(each * number) for number in taken]
 
 
 def is_keyed(custom_generate: Callable | None) -> bool:

@@ -140,6 +140,31 @@ def test_what_nothing_refuses_is_what_is_drawn(tiny):
     torch.testing.assert_close(kept, model.generate(ids, custom_generate=best, **options))
 
 
+def test_its_draws_are_counted_through_a_method_that_holds_it(tiny, tmp_path):
+    model, tokenizer, _ = tiny
+    sampling = sl.runs.Sampling(generations=6, max_new_tokens=4, seed=5)
+
+    def draws(method):
+        rows = sl.runs.generate(
+            model, tokenizer, [PROMPT], sampling, folder=tmp_path, method="m",
+            custom_generate=method, progress=False,
+        )  # fmt: skip
+        return rows["draws"].tolist()
+
+    def accept(**options):
+        return sl.Accept(tiny_boundary(), 0.0, at_most=9, **options)
+
+    alone = accept(seed=5)
+    assert draws(alone) == alone.drawn.tolist() and len(set(alone.drawn)) > 1
+    filtered = sl.baselines.WordFilter(tokenizer, ["zebra"], then=accept(seed=5))
+    assert draws(filtered) == alone.drawn.tolist()
+    best = sl.BestOf(tiny_boundary(), 2, then=accept(seed=5))
+    found = draws(best)
+    assert found == best.then.drawn.reshape(6, 2).sum(axis=1).tolist() and min(found) >= 2
+    several = accept(then=sl.BestOf(tiny_boundary(), 3, seed=5))
+    assert draws(several) == (3 * several.drawn).tolist()
+
+
 def test_the_threshold_for_a_share_accepts_that_share(tiny):
     model, tokenizer, ids = tiny
     options = SAMPLING | {"max_new_tokens": 5, "num_return_sequences": 400}
