@@ -37,7 +37,7 @@ COLUMNS = {
     "draws": "draws",
 }
 DRAWN = (
-    "sasa-relabelled", "sasa", "sasa-posterior", "best-of", "accept-posterior", "rad",
+    "sasa-relabelled", "sasa", "sasa-posterior", "accept-posterior", "rad", "static-bias",
     "random-direction-0",
 )  # fmt: skip
 NO_STRENGTH = ("plain", "plain-unclamped", "prompt-only", "word-filter")
