@@ -31,7 +31,6 @@ from sasa_lib.evaluation import judging, runs, sampling
 from sasa_lib.evaluation.scorers import Scorer
 
 ACTOR_KILLS = 3
-DRIVER_KILLS = 1  # and one of the head
 SAMPLING = sampling.Sampling(generations=3, max_new_tokens=6, seed=7)
 # Without top-k, plain sampling draws from torch's generator: noise without a key.
 UNKEYED = sampling.Sampling(generations=3, max_new_tokens=6, seed=7, top_k=0)
@@ -102,11 +101,10 @@ def check_whole(run, expected):
 @pytest.mark.parametrize(
     ("actors", "sampling", "decoder", "begin", "address"),
     [
-        (1, SAMPLING, None, "ray", ""),
+        (1, UNKEYED, None, "ray", ""),
         (2, SAMPLING, steered, "local", "file://"),  # by fsspec, as an object store would be
-        (2, UNKEYED, None, None, ""),
     ],
-    ids=["plain", "sasa", "unkeyed"],
+    ids=["unkeyed", "sasa"],
 )
 def test_both_engines_make_the_same_run(
     ray, language_model, tmp_path, actors, sampling, decoder, begin, address
@@ -225,7 +223,7 @@ def kill_all(process):
 
 
 def drivers(folder, model):
-    """Drive a run in a process that is killed, in one whose head is, and in one that is left."""
+    """Drive a run in a process whose head is killed, and in one that is left."""
     import ray.data  # noqa: F401  # once, not in every process
 
     with socket.socket() as free:
@@ -239,9 +237,8 @@ def drivers(folder, model):
     seen = []
     head = start_head(port)
     try:
-        for attempt in range(DRIVER_KILLS + 2):
-            done = len(list(folder.glob("*/shard-*")))
-            enough = done + rng.randrange(1, 4)
+        for attempt in range(2):
+            enough = rng.randrange(1, 4)
             driver = os.fork()
             if driver == 0:
                 try:
@@ -250,24 +247,21 @@ def drivers(folder, model):
                 except BaseException:
                     traceback.print_exc()
                     os._exit(1)
-            if attempt <= DRIVER_KILLS:
+            if attempt == 0:
                 while len(list(folder.glob("*/shard-*"))) < enough and not ended(driver):
                     time.sleep(0.05)
                 time.sleep(rng.uniform(0, 0.5))
-                if attempt == 1:
-                    kill_all(head)
-                else:
-                    os.kill(driver, signal.SIGKILL)
+                kill_all(head)
             _, status = os.waitpid(driver, 0)
             seen.append([os.waitstatus_to_exitcode(status), len(list(folder.glob("*/shard-*")))])
-            if attempt == 1:
+            if attempt == 0:
                 head = start_head(port)
     finally:
         kill_all(head)
     print(json.dumps(seen))
 
 
-def test_a_run_whose_driver_or_head_is_killed_is_as_one_whose_is_not(language_model, tmp_path):
+def test_a_run_whose_head_is_killed_is_as_one_whose_is_not(language_model, tmp_path):
     pytest.importorskip("ray")
     model = language_model[0].name_or_path
     process = subprocess.run(
@@ -276,10 +270,8 @@ def test_a_run_whose_driver_or_head_is_killed_is_as_one_whose_is_not(language_mo
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     statuses, shards = zip(*json.loads(process.stdout.splitlines()[-1]), strict=True)
-    killed = -signal.SIGKILL
-    assert statuses[0] == killed
-    assert statuses[1] not in (0, killed), "the driver outlived its head"
-    assert statuses[-1] == 0, process.stderr
+    assert statuses[0] not in (0, -signal.SIGKILL), "the driver outlived its head"
+    assert statuses[1] == 0, process.stderr
     assert 0 < shards[0] < shards[-1]
     options = {"method": "sasa", "custom_generate": steered(language_model), **KEEP}
     local = runs.generate(*language_model, prompts(40), SAMPLING, folder=tmp_path / "a", **options)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -220,8 +221,12 @@ def start(project):
 
         def begin(*given):
             started.append(
-                subprocess.Popen([*command, *given], stdout=log, stderr=log, start_new_session=True)
-            )
+                subprocess.Popen(
+                    [*command, *given], stdout=log, stderr=log, start_new_session=True,
+                    # A test that a shell has started in the background ignores interrupts.
+                    preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+                )
+            )  # fmt: skip
             return started[-1]
 
         yield begin
