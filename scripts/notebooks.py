@@ -167,11 +167,29 @@ def settle_parameters(profile: str, overrides: list[str], folder: Path | None = 
         settings[lower] = parse(name, value, known[lower], source)
     folder = folder or PROJECT / "runs" / profile / "parameters"
     folder.mkdir(parents=True, exist_ok=True)
-    for notebook, values in declared.items():
-        chosen = {name: settings.get(name, default) for name, default in values.items()}
+    settled = {
         # Relative to the project, so that an executed copy names no folder of this machine.
-        chosen["run"] = f"runs/{profile}"
+        notebook: {name: settings.get(name, default) for name, default in values.items()}
+        | {"run": f"runs/{profile}"}
+        for notebook, values in declared.items()
+    }
+    for chosen in settled.values():
+        check_judges(chosen)
+    for notebook, chosen in settled.items():
         write_parameters(folder / f"{notebook}.json", chosen)
+
+
+def check_judges(chosen: dict[str, Any]) -> None:
+    """Exit where a model would judge itself, before an hour has gone by.
+
+    `sasa_lib.judging.load_judge` refuses it as well; importing it takes seconds.
+    """
+    for judge, model in (("judge", "model"), ("instruct_judge", "instruct_model")):
+        if judge in chosen and model in chosen and chosen[judge] == chosen[model]:
+            sys.exit(
+                f"{judge.upper()} and {model.upper()} are both {chosen[model]!r}, and a model "
+                f"finds its own habits likely: give another {judge.upper()}"
+            )
 
 
 def write_parameters(path: Path, chosen: dict[str, Any]) -> None:

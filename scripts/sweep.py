@@ -161,12 +161,15 @@ def settle(given: Sequence[str]) -> Sweep:
         sys.exit(f"NAME is the name of a folder, such as mine; got {name!r}")
     jobs = _jobs(options.get("JOBS"))
     sweep = Sweep(name, chain, cells, jobs, options.get("TABLE"), options.get("METRIC"))
+    written = {}
     for cell, values in cells.items():
         for notebook, parameters in settled.items():
             chosen = parameters | {k: v for k, v in values.items() if k in parameters}
+            notebooks.check_judges(chosen)
             chosen["run"] = f"runs/{sweep.folder.name}/{cell}"
-            path = sweep.folder / cell / "parameters" / f"{notebook}.json"
-            notebooks.write_parameters(path, chosen)
+            written[sweep.folder / cell / "parameters" / f"{notebook}.json"] = chosen
+    for path, chosen in written.items():
+        notebooks.write_parameters(path, chosen)
     return sweep
 
 

@@ -50,7 +50,7 @@ READ = 5  # generations of a prompt whose perplexity is measured
 DIVERGENCES = 2  # sequences of a prompt along which KL is measured
 CLAMP = 20  # candidates: the default of the authors' code
 DRAWS = 4  # of which one is kept
-BEFORE, WEAK = 2.0, 1.0  # strengths of the posterior form whose draws are accepted
+BEFORE = 2.0  # strength of the posterior form whose draws are accepted
 LIMITED, NUCLEUS = "top-k 10, top-p 0.9", "top-p 0.9"
 TRUNCATIONS = {LIMITED: {"top_k": 10, "top_p": 0.9}, NUCLEUS: {"top_k": 0, "top_p": 0.9}}
 # The authors' code has betas of 10 to 500; smaller ones, so that it can pay as little as others.
@@ -215,19 +215,14 @@ def softmax(boundary: sl.Boundary, beta: float, seed: int, clamp: int = CLAMP) -
     return sl.SASA(boundary, beta, seed=seed, **options)
 
 
-def steered(f: Fitted, beta: float, seed: int, form: str = "margin", **options: float) -> sl.SASA:
-    """SASA by the chosen boundary."""
-    return sl.SASA(f.boundary, beta, form=form, max_candidates=CLAMP, seed=seed, **options)
+def steered(
+    f: Fitted, beta: float, seed: int, form: str = "margin", by: str = "boundary", **options: float
+) -> sl.SASA:
+    """SASA by one of the fitted boundaries."""
+    return sl.SASA(getattr(f, by), beta, form=form, max_candidates=CLAMP, seed=seed, **options)
 
 
 posterior = partial(steered, form="posterior")
-
-
-def by_logistic(f: Fitted, beta: float, seed: int) -> sl.SASA:
-    """The posterior form by the other boundary."""
-    return sl.SASA(f.logistic, beta, form="posterior", max_candidates=CLAMP, seed=seed)
-
-
 rivals = sl.baselines
 # By method: its strengths, and what makes it of what is fitted, a strength and the seed.
 METHODS: dict[str, tuple[tuple[float, ...], Callable[[Fitted, float, int], Decoder]]] = {
@@ -237,36 +232,6 @@ METHODS: dict[str, tuple[tuple[float, ...], Callable[[Fitted, float, int], Decod
     "sasa-relabelled": (PUBLISHED, lambda f, b, seed: softmax(f.relabelled, b, seed)),
     "sasa-unclamped": ((30.0, 300.0), lambda f, b, seed: softmax(f.published, b, seed, 500)),
     "sasa": ((0.25, 0.5, 1.0, 2.0), steered),
-    "sasa-posterior": ((1.0, 2.0, 4.0, 8.0), posterior),  # calibrated
-    "best-of": (
-        (0.0, 1.0, 2.0, 4.0),
-        lambda f, b, seed: sl.BestOf(f.boundary, DRAWS, then=posterior(f, b, seed)),
-    ),
-    "accept": (
-        (-1.0, 0.0, 1.0, 2.0),
-        lambda f, above, seed: sl.Accept(f.boundary, above, seed=seed),
-    ),
-    "accept-posterior": (
-        (0.0, 1.0, 2.0, 3.0),
-        lambda f, above, seed: sl.Accept(f.boundary, above, then=posterior(f, BEFORE, seed)),
-    ),
-    "sasa-posterior-logistic": ((1.0, 2.0, 4.0, 8.0), by_logistic),
-    "best-of-logistic": (
-        (0.0, 1.0, 2.0, 4.0),
-        lambda f, b, seed: sl.BestOf(f.logistic, DRAWS, then=by_logistic(f, b, seed)),
-    ),
-    "accept-logistic": (
-        (-1.0, 0.0, 1.0, 2.0),
-        lambda f, above, seed: sl.Accept(f.logistic, above, seed=seed),
-    ),
-    "accept-posterior-logistic": (
-        (0.0, 1.0, 2.0, 3.0),
-        lambda f, above, seed: sl.Accept(f.logistic, above, then=by_logistic(f, BEFORE, seed)),
-    ),
-    "accept-weak-logistic": (
-        (0.0, 1.0, 2.0, 3.0),
-        lambda f, above, seed: sl.Accept(f.logistic, above, then=by_logistic(f, WEAK, seed)),
-    ),
     "sasa-budget": (
         (0.05, 0.1, 0.2, 0.4),
         lambda f, nats, seed: posterior(f, 8.0, seed, max_kl=nats),
@@ -306,6 +271,26 @@ METHODS: dict[str, tuple[tuple[float, ...], Callable[[Fitted, float, int], Decod
         lambda f, d, seed: rivals.SelfDebiasing(f.tokenizer, ["toxicity"], decay=d, seed=seed),
     ),
 }
+for by, ending in (("boundary", ""), ("logistic", "-logistic")):
+    METHODS |= {
+        f"sasa-posterior{ending}": ((1.0, 2.0, 4.0, 8.0), partial(posterior, by=by)),  # calibrated
+        f"best-of{ending}": (
+            (0.0, 1.0, 2.0, 4.0),
+            lambda f, b, seed, by=by: sl.BestOf(
+                getattr(f, by), DRAWS, then=posterior(f, b, seed, by=by)
+            ),
+        ),
+        f"accept{ending}": (
+            (-1.0, 0.0, 1.0, 2.0),
+            lambda f, above, seed, by=by: sl.Accept(getattr(f, by), above, seed=seed),
+        ),
+        f"accept-posterior{ending}": (
+            (0.0, 1.0, 2.0, 3.0),
+            lambda f, above, seed, by=by: sl.Accept(
+                getattr(f, by), above, then=posterior(f, BEFORE, seed, by=by)
+            ),
+        ),
+    }
 for kind in ("random_direction", "shuffled_labels"):
     for number in range(3):
         METHODS[f"{kind.replace('_', '-')}-{number}"] = (
@@ -349,7 +334,7 @@ def runs() -> Iterator[Run]:
         "sasa-budget", "self-debiasing", "sasa-posterior-filtered",
     )]  # fmt: skip
     for model, prompts in ((LARGE, "toxic"), (SMALL, "nontoxic"), (LARGE, "nontoxic")):
-        rows += [(model, prompts, LIMITED, name) for name in (*MAIN, *LOGISTIC)]
+        rows += [(model, prompts, LIMITED, name) for name in MAIN]
     rows += [(SMALL, "toxic", NUCLEUS, name) for name in (
         "sasa", "plain-unclamped", "sasa-published", "sasa-unclamped",
     )]  # fmt: skip

@@ -114,6 +114,17 @@ def test_the_command_line_reaches_the_notebooks(elsewhere):
     assert chosen(elsewhere, "smoke", "03_boundary")["layer"] == -1
 
 
+def test_a_model_that_would_judge_itself_is_refused_before_anything_runs(elsewhere):
+    for given in (["MODEL=gemma3-270m"], ["INSTRUCT_JUDGE=smollm2-135m-instruct"]):
+        with pytest.raises(SystemExit, match=r"give another .*JUDGE"):
+            notebooks.settle_parameters("laptop", given)
+    with pytest.raises(SystemExit, match="JUDGE and MODEL are both 'smollm2-135m-instruct'"):
+        sweep.settle(["NOTEBOOK=05_evaluation", "PROFILE=smoke", "MODEL=x,smollm2-135m-instruct"])
+    assert not (elsewhere / "runs").exists() or not list((elsewhere / "runs").rglob("*.json"))
+    notebooks.settle_parameters("laptop", ["MODEL=gemma3-270m", "JUDGE=smollm2-135m-instruct"])
+    assert chosen(elsewhere, "laptop", "05_evaluation")["judge"] == "smollm2-135m-instruct"
+
+
 def test_parameters_can_be_settled_in_another_folder(elsewhere):
     notebooks.settle_parameters("smoke", ["BETA=3"], elsewhere / "mine")
     settled = json.loads((elsewhere / "mine" / "05_evaluation.json").read_text())

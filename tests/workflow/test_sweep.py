@@ -334,7 +334,7 @@ def test_every_combination_is_a_cell_with_its_parameters(tmp_path, monkeypatch):
         )
         assert values.items() <= last.items() and first["model"] == values["model"]
         assert "beta" not in first
-        assert last["n_prompts"] == 3 and last["judge"] == "gemma3-270m"
+        assert last["n_prompts"] == 3 and last["judge"] == "smollm2-135m-instruct"
         assert last["run"] == f"runs/sweep-05_evaluation-smoke/{name}"
 
 

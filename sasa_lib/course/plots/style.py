@@ -38,7 +38,6 @@ METHOD_NAMES = {
     "best-of-logistic": "best of several, by logistic regression",
     "accept-logistic": "plain draws, accepted by logistic regression",
     "accept-posterior-logistic": "SASA, posterior, accepted, by logistic regression",
-    "accept-weak-logistic": "SASA, posterior at 1, accepted, by logistic regression",
     "rad-fine-tuned": "RAD, fine-tuned",
     "plain-unclamped": "plain sampling, all candidates",
     "rad": "RAD",
