@@ -258,7 +258,6 @@ def check_surplus(answer: object) -> None:
 )
 def check_distinct(texts: Sequence[str], n: int) -> Truth:
     """13: distinct n-grams per word: a function of the generations of one prompt, and n."""
-    empty = any(not word for text in texts for word in text.split(" "))
     at_spaces = [text.split(" ") for text in texts]
     texts = [text.split() for text in texts]
     one = [word for words in texts for word in words]
@@ -267,7 +266,7 @@ def check_distinct(texts: Sequence[str], n: int) -> Truth:
         return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
     every = [gram for words in texts for gram in grams(words)]
-    with_empty = {gram for words in at_spaces for gram in grams(words)} if empty else set()
+    with_empty = {gram for words in at_spaces for gram in grams(words)}
     alone = sum(len(set(grams(words))) for words in texts)
     return metrics.distinct_n([[" ".join(words) for words in texts]], n), {
         "per word was asked, not per n-gram": len(set(every)) / max(len(every), 1),

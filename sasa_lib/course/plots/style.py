@@ -99,7 +99,7 @@ def draw_front(
         draw_points(axes, rows, cost, toxicity, SERIES[i], MARKERS[i], method_name(method))
         path = pd.concat([plain, rows]) if len(rows) else rows
         axes.plot(path[cost], path[toxicity], color=SERIES[i], ls=LINES[i], lw=1.2)
-        for _, row in rows.iloc[[0, -1] if len(rows) > 1 else [0] * len(rows)].iterrows():
+        for _, row in rows.iloc[:: max(len(rows) - 1, 1)].iterrows():
             if row["beta"] > 0 or len(rows) > 1:  # a method without strengths has one row, of 0
                 axes.annotate(
                     f"{row['beta']:g}", (row[cost], row[toxicity]), xytext=(5, 5),
