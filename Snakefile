@@ -6,15 +6,13 @@ own metadata.
 """
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, "scripts")
-import notebooks
-
 LIBRARY = ["sasa_lib/**/*.py", "data/*.json*", "data/*.safetensors", "scripts/notebooks.py"]
 ORDERED = config.get("ordered")  # one after the other, as they are read
-NAMES = notebooks.names()
+NAMES = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
 def digest(*paths):
@@ -23,6 +21,11 @@ def digest(*paths):
     for path in map(Path, paths):
         found.update(f"{path} ".encode() + (path.read_bytes() if path.is_file() else b""))
     return found.hexdigest()
+
+
+def needs(notebook):
+    """Notebooks whose results one reads. scripts/notebooks.py knows, but takes seconds to load."""
+    return json.loads(Path(f"notebooks/{notebook}.ipynb").read_text())["metadata"].get("needs", [])
 
 
 def before(wildcards):
@@ -36,7 +39,7 @@ library = digest(*sorted(str(path) for part in LIBRARY for path in Path().glob(p
 
 rule notebook:
     input:
-        needed=lambda w: [f"runs/{w.run}/{name}.ipynb" for name in notebooks.needs(w.notebook)],
+        needed=lambda w: [f"runs/{w.run}/{name}.ipynb" for name in needs(w.notebook)],
         before=before,
     params:
         library=library,

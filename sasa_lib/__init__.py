@@ -64,6 +64,7 @@ MODULES = {
     "exercises": "course.exercises",
     "explorer": "course.explorer",
     "plots": "course.plots",
+    "recorded": "course.recorded",
     "text_map": "course.text_map",
     "workspace": "course.workspace",
     "trace": "course.trace",

@@ -125,6 +125,8 @@ def parse(name: str, given: Any, default: Any, source: str = "") -> Any:
         text = given.strip().lower()
         if default is None and text in ("", "~", "null", "none"):
             return None
+        if name.lower() == "layer" and text == "auto":
+            return text
         if isinstance(default, str | None):
             # A file is named from where the command is given, not from the notebooks' folder.
             is_path = name.lower().endswith("_path") or os.path.isdir(given)
@@ -283,6 +285,31 @@ def report(profile: str) -> None:
     minutes = {path.stem: _minutes(path) for path in sorted((PROJECT / run).glob("[0-9]*.ipynb"))}
     listed = ", ".join(f"{name[:2]}: {took:.1f}" for name, took in minutes.items())
     print(f"Minutes:                          {listed}; together {sum(minutes.values()):.0f}")
+    numbers = recorded(PROJECT / run)
+    if len(numbers) and has_defaults(PROJECT / run):
+        parted = numbers[numbers["parts"]]
+        print(f"Recorded numbers, made again:     {len(numbers) - len(parted)} of {len(numbers)}")
+        for row in parted.itertuples():
+            print(f"  {row.notebook}: {row.what}: {row.recorded:g}, here {row.here:.3g}")
+
+
+def recorded(run: Path) -> pd.DataFrame:
+    """Read what `sasa_lib.recorded.compare` wrote in the notebooks of a run."""
+    files = sorted((run / "recorded").glob("*.csv"))
+    tables = [pd.read_csv(file).assign(notebook=file.stem) for file in files]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def has_defaults(run: Path) -> bool:
+    """Whether all notebooks of a run were executed with their defaults, as recorded ones were."""
+    for name in names():
+        path = run / "parameters" / f"{name}.json"
+        if not path.exists():
+            return False
+        given = json.loads(path.read_text())["parameters"]
+        if given | {"run": ""} != defaults(name) | {"run": ""}:
+            return False
+    return True
 
 
 def meaning(matched: pd.DataFrame) -> str:

@@ -6,10 +6,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from datasets import Dataset
 from upath import UPath
 
 from sasa_lib.course.plots.style import set_style
 from sasa_lib.engine.storage import store
+from sasa_lib.subspace.boundary import Boundary
+from sasa_lib.texts.corpora import fingerprint, labelled
 
 FIRST = Path("notebooks", "00_start.ipynb")  # what tells a clone
 
@@ -58,3 +61,29 @@ def begin(run: str | Path, needs: Mapping[str, str] | None = None) -> tuple[Path
     print(f"Results lie in {run if project and not run.is_absolute() else run.absolute()}")
     set_style()
     return run, store(run)
+
+
+def check_fitted_on(boundary: Boundary, corpus: Dataset, attribute: str = "toxicity") -> None:
+    """Refuse a boundary of another value, or of other texts, than what a notebook compares it with.
+
+    Parameters
+    ----------
+    boundary : Boundary
+        From an earlier notebook.
+    corpus : datasets.Dataset
+        What it should have been fitted on.
+    attribute : str
+        The value that it should separate.
+    """
+    facts = boundary.metadata
+    if facts["attribute"] != attribute:
+        raise ValueError(
+            f"the boundary was fitted for {facts['attribute']!r}, not for {attribute!r}: run "
+            "notebook 03_boundary with the same parameters first"
+        )
+    rows, _ = labelled(corpus, attribute, facts["threshold"])
+    if facts["data_fingerprint"] != fingerprint(rows, attribute):
+        raise ValueError(
+            "the boundary was fitted on other texts than this corpus: run notebook 03_boundary "
+            "with the same parameters first"
+        )

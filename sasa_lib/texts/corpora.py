@@ -46,7 +46,7 @@ def load_corpus(
     name: str = "embedded",
     *,
     path: str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | str | None = None,
     max_examples: int | None = None,
     seed: int = 0,
 ) -> Dataset:
@@ -66,9 +66,10 @@ def load_corpus(
         A local copy in the published format ("rtp", "civil_comments", "hh-rlhf"), or the user's
         own CSV, JSON lines or Parquet file ("file"; see `formats.read_table`), compressed or not.
         Without it the hub is asked.
-    columns : mapping, optional
+    columns : mapping or str, optional
         For "file": schema column to the file's column, such as
-        ``{"response": "comment", "toxicity": "score"}``. Default: the same names. Columns that
+        ``{"response": "comment", "toxicity": "score"}``, or "response: comment, toxicity: score".
+        Default: the same names. Columns that
         are neither named here nor have an attribute's name count as annotated if all that is in
         them are numbers in [0, 1], and are dropped otherwise; true and false are 1 and 0.
     max_examples : int, optional
@@ -91,6 +92,8 @@ def load_corpus(
     check_path(name, path)
     if max_examples is not None:
         check_count("max_examples", max_examples)
+    if isinstance(columns, str):
+        columns = _pairs(columns)
     if columns and name != "file":
         raise ValueError(f"columns are for 'file'; corpus {name!r} has its own")
     if name == "embedded" or name in EMBEDDED:
@@ -188,6 +191,18 @@ def fingerprint(corpus: Dataset, attribute: str = "toxicity") -> str:
     for row in zip(corpus["prompt"], corpus["response"], values, strict=True):
         digest.update(repr(row).encode())
     return digest.hexdigest()
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """Read "response: comment, toxicity: score"."""
+    pairs = [part.partition(":") for part in text.split(",") if part.strip()]
+    odd = next(("".join(pair) for pair in pairs if not (pair[0].strip() and pair[2].strip())), None)
+    if odd is not None:
+        raise ValueError(
+            f"columns must be name: column of the file, with commas between, such as "
+            f"'response: comment, toxicity: score'; got {odd.strip()!r}"
+        )
+    return {name.strip(): column.strip() for name, _, column in pairs}
 
 
 def _annotated(corpus: Dataset, attribute: str) -> list[float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,30 @@ def load_prompts(
         frame = formats.renamed(formats.read_table(path), {"prompt": column})
     frame = _checked_prompts(frame, f"prompt set {name!r}", column if name == "file" else "prompt")
     return dataset_of(_subset(frame, name, subset))
+
+
+def unseen(prompts: Dataset, texts: Iterable[str]) -> Dataset:
+    """Leave out prompts that are among the texts that something was fitted on.
+
+    Parameters
+    ----------
+    prompts : datasets.Dataset
+        With a column `prompt`.
+    texts : iterable of str
+        Prompts and responses of the corpus, say. White space around a text does not count.
+
+    Returns
+    -------
+    datasets.Dataset
+        The others, in their order. Where none is left, the error says so.
+    """
+    seen = {text.strip() for text in texts}
+    kept = [i for i, text in enumerate(prompts["prompt"]) if text.strip() not in seen]
+    if not kept:
+        raise ValueError(
+            f"all {len(prompts)} prompts are among the texts that were fitted on: give others"
+        )
+    return prompts.select(kept)
 
 
 def sample_groups(prompts: Dataset, number: int, seed: int = 0) -> pd.DataFrame:

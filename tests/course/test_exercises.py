@@ -10,11 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from judging_answers import RIGHT as RIGHT_OF_JUDGING
+from judging_answers import WRONG as WRONG_OF_JUDGING
 from nbclient import NotebookClient
 from scipy.special import expit, log_softmax, softmax
 from scipy.stats import bootstrap, entropy, rankdata
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
+from subspace_answers import GIVEN as GIVEN_OF_SUBSPACES
+from subspace_answers import RIGHT as RIGHT_OF_SUBSPACES
+from subspace_answers import WRONG as WRONG_OF_SUBSPACES
 from traitlets.config import Config
 
 from sasa_lib.course import exercises
@@ -23,11 +27,8 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))
 CHECKS = sorted(name for name in dir(exercises) if name.startswith("check_"))
 
-TOXIC = np.array([True, False, True, False, False, True])
-MARGINS = np.array([-1.0, 0.5, 0.4, 2.0, -0.2, -0.3])
-AUC = roc_auc_score(~TOXIC, MARGINS)
 STEP = pd.DataFrame({"reference": [0.5, 0.3, 0.2], "new": [0.1, 0.2, 0.7]})
-GIVEN = {"check_auc_of_maps": (MARGINS, TOXIC), "check_beta_zero": (STEP,)}
+GIVEN = {"check_beta_zero": (STEP,)} | GIVEN_OF_SUBSPACES
 
 
 def verdict(topic, answer):
@@ -50,16 +51,6 @@ def in_torch(embeddings):
 def auc_by_ranks(margins, toxic):
     high, low = (~toxic).sum(), toxic.sum()
     return (rankdata(margins)[~toxic].sum() - high * (high + 1) / 2) / (high * low)
-
-
-def lda_direction(nontoxic, toxic, covariance):
-    root = np.linalg.cholesky(covariance) * np.sqrt(2 * len(covariance))
-    spread = np.vstack([root.T, -root.T])
-    texts = np.vstack([nontoxic + spread, toxic + spread])
-    labels = np.repeat([1, 0], len(spread))
-    if len(covariance) == 1:
-        return np.sign(nontoxic - toxic)
-    return LinearDiscriminantAnalysis(solver="lsqr").fit(texts, labels).coef_[0]
 
 
 def kl_in_loops(q, p):
@@ -158,6 +149,10 @@ def distinct(texts, n, per=None):
     return len(set(grams)) / (per or len(" ".join(texts).split()))
 
 
+def best_of(p, margins, n):
+    return [p[margins <= m].sum() ** n - p[margins < m].sum() ** n for m in margins]
+
+
 def accepted(p, margins, above):
     kept = np.array([a if m > above else 0.0 for a, m in zip(p, margins, strict=True)])
     return kept / kept.sum()
@@ -174,19 +169,8 @@ def looped(margins, above, at_most):
 
 RIGHT = {
     "anisotropy": [with_loops, in_torch],
-    "auc_of_maps": [
-        [AUC] * 3 + [1 - AUC],
-        torch.tensor([AUC, AUC, AUC, 1 - AUC]),
-        pd.Series([AUC, AUC, AUC, 1 - AUC]).round(3),
-        [100 * AUC] * 3 + [100 - 100 * AUC],
-    ],
     "auc": [auc_by_ranks, lambda m, t: torch.tensor([roc_auc_score(~t, m)])],
     "scaled_states": [[10, 1, 1], np.array([10.0, 1.0, 1.0]), (torch.tensor(10.0), 1, 1)],
-    "normal": [
-        lda_direction,
-        lambda a, b, c: 7 * np.linalg.pinv(c) @ (a - b),
-        lambda a, b, c: torch.linalg.solve(torch.tensor(c), torch.tensor(a - b)),
-    ],
     "posterior_line": [line, lambda *case: np.array(line(*case)), lambda *case: list(line(*case))],
     "beta_zero": [STEP["reference"], [0.5, 0.3, 0.2], torch.tensor([0.5, 0.3, 0.2])],
     "kl": [kl_in_loops, entropy, lambda q, p: torch.tensor([entropy(q, p)])],
@@ -217,6 +201,7 @@ RIGHT = {
         pd.DataFrame([[3, -1], [0.5, 0.5]]),
     ],
     "distinct": [distinct],
+    "best_of_law": [best_of, lambda *case: torch.tensor(best_of(*case))],
     "accepted_law": [accepted, lambda p, m, t: torch.tensor(accepted(p, m, t))],
     "acceptance_nats": [lambda s, n: -np.log(s) / n, lambda s, n: np.log(s ** (-1 / n))],
     "accept_loop": [looped, lambda m, t, n: np.array(looped(m, t, n))],
@@ -229,11 +214,6 @@ WRONG = [
     ("anisotropy", lambda e: with_loops(e) * 2, "twice what was asked"),
     ("anisotropy", lambda e: with_loops(e) * 100, "percent"),
     ("anisotropy", 0.5, "a float, and a function was asked"),
-    ("auc_of_maps", [AUC] * 4, "order round"),
-    ("auc_of_maps", [AUC, AUC, AUC, 0.5], "chance"),
-    ("auc_of_maps", [AUC, 0.1, AUC, 1 - AUC], r"AUC of m\^3 is 0.1, which is too small"),
-    ("auc_of_maps", [AUC], "off: 1 instead of 4"),
-    ("auc_of_maps", "the same", "a str, and numbers were asked"),
     ("auc", lambda m, t: roc_auc_score(t, m), "toxic text lies higher"),
     ("auc", lambda m, t: (m[~t][:, None] > m[t]).mean(), "half, not nothing"),
     ("auc", lambda m, t: (m[~t][:, None] >= m[t]).mean(), "half, not whole"),
@@ -241,11 +221,6 @@ WRONG = [
     ("scaled_states", [10, 1, 10], "w shrinks"),
     ("scaled_states", [10, 10, 1], "standard deviation"),
     ("scaled_states", [1, 1, 1], "factor of the margin is 1, which is too small"),
-    ("normal", lambda a, b, c: np.linalg.solve(c, b - a), "toxic side"),
-    ("normal", lambda a, b, c: a - b, "where does the covariance"),
-    ("normal", lambda a, b, c: c @ (a - b), "not by its inverse"),
-    ("normal", lambda a, b, c: (a - b) / np.diag(c), "variances alone"),
-    ("normal", lambda a, b, c: 0 * a, "no direction"),
     ("posterior_line", lambda a, b, s: ((a - b) / s, line(a, b, s)[1]), "squared in the slope"),
     ("posterior_line", lambda a, b, s: (line(a, b, s)[0], -line(a, b, s)[1]), "intercept's sign"),
     ("posterior_line", lambda a, b, s: (line(a, b, s)[0], 0), "need not be at 0"),
@@ -338,6 +313,19 @@ WRONG = [
     ("distinct", lambda t, n: distinct(t, n, per=1), "this is their number"),
     ("distinct", lambda t, n: sum(counts(t, n)) / words(t), "only different ones"),
     ("distinct", lambda t, n: sum(distinct([x], n, 1) for x in t) / words(t), "share counts once"),
+    ("best_of_law", lambda p, m, n: best_of(p, -m, n), "worst of n"),
+    ("best_of_law", lambda p, m, n: best_of(p, m, 1), "power n is missing"),
+    ("best_of_law", lambda p, m, n: np.diff(np.cumsum(p) ** n, prepend=0), "as the texts stand"),
+    ("best_of_law", lambda p, m, n: p**n, "power belongs to the sums"),
+    ("best_of_law", lambda p, m, n: [p[m <= x].sum() ** n for x in m], "no higher"),
+    (
+        "best_of_law",
+        lambda p, m, n: [n * p[m <= m[i]].sum() ** (n - 1) * p[i] for i in range(len(p))],
+        "small probability",
+    ),
+    ("best_of_law", lambda p, m, n: 1 - (1 - p) ** n, "among the draws"),
+    ("best_of_law", lambda p, m, n: np.sort(best_of(p, m, n)), "in another order"),
+    ("best_of_law", lambda p, m, n: np.float32(best_of(p, m, n)), "double precision"),
     ("accepted_law", lambda p, m, t: accepted(p, m, t - 1e-9), "at the threshold"),
     ("accepted_law", lambda p, m, t: accepted(p, -m, -t), "what is refused"),
     ("accepted_law", lambda p, m, t: accepted(0 * p + 1, m, t), "same probability"),
@@ -352,6 +340,9 @@ WRONG = [
     ("accept_loop", lambda m, t, n: [np.argmax(m[:n]), n], "best of all"),
     ("accept_loop", lambda m, t, n: [looped(m, t, n)[1] - 1, looped(m, t, n)[1]], "largest of"),
 ]
+
+RIGHT |= RIGHT_OF_JUDGING | RIGHT_OF_SUBSPACES
+WRONG += WRONG_OF_JUDGING + WRONG_OF_SUBSPACES
 
 
 def unit(e):
@@ -409,6 +400,13 @@ def test_no_answer_is_no_wrong_answer(topic):
         found = verdict(topic, answer)
         assert found.right is None and not found
         assert repr(found) == "not answered yet"
+
+
+def test_a_dict_that_is_not_filled_in_is_not_answered_yet():
+    for topic in ("controls", "origins"):
+        begun = RIGHT[topic][0] | {next(iter(RIGHT[topic][0])): ...}
+        assert repr(verdict(topic, begun)) == "not answered yet"
+    assert "one origin" in repr(exercises.check_origins(RIGHT["origins"][0], {}))
 
 
 @pytest.mark.parametrize("topic", [topic for topic in RIGHT if callable(RIGHT[topic][0])])

@@ -1,10 +1,14 @@
 """Where a notebook works: the same folder from anywhere in a clone, the current one elsewhere."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
+from tiny_lm import tiny_boundary
 
 from sasa_lib.course import workspace
+from sasa_lib.texts.corpora import fingerprint
 
 
 @pytest.fixture
@@ -44,3 +48,17 @@ def test_what_another_notebook_writes_is_named_with_the_command(clone, tmp_path,
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"papermill 03_boundary\.ipynb .* -p run runs/y`"):
         workspace.begin("runs/y", needs)
+
+
+def test_a_boundary_of_other_texts_or_another_value_is_refused():
+    texts = Dataset.from_dict(
+        {"prompt": [""] * 5, "response": list("abcde"), "group": [""] * 5}
+        | {"toxicity": [0.0, 0.0, 0.0, 1.0, 1.0], "threat": [0.0, 1.0, 0.0, 1.0, 1.0]}
+    )
+    of = {"attribute": "toxicity", "threshold": 0.5, "data_fingerprint": fingerprint(texts)}
+    boundary = replace(tiny_boundary(), metadata=of)
+    workspace.check_fitted_on(boundary, texts)
+    with pytest.raises(ValueError, match="was fitted for 'toxicity', not for 'threat': run noteb"):
+        workspace.check_fitted_on(boundary, texts, "threat")
+    with pytest.raises(ValueError, match="was fitted on other texts than this corpus: run noteb"):
+        workspace.check_fitted_on(boundary, texts.select([0, 1, 3, 4]))

@@ -623,8 +623,8 @@ def sample(name: str, method: object, **more: object) -> object:
         more["suppress_tokens"] = SPECIAL
     return build(name).generate(
         **prompts(name), custom_generate=method, do_sample=True, top_k=CANDIDATES, top_p=1.0,
-        temperature=1.0, max_new_tokens=STEPS, eos_token_id=None, pad_token_id=0,
-        return_dict_in_generate=True, output_logits=True, **more,
+        temperature=1.0, eos_token_id=None, pad_token_id=0, return_dict_in_generate=True,
+        output_logits=True, **{"max_new_tokens": STEPS, **more},
     )  # fmt: skip
 
 
@@ -667,9 +667,9 @@ def off(found: torch.Tensor, expected: torch.Tensor, spread: float | None = None
 
 def refusal(name: str, layer: int) -> str | None:
     """The sentence by which SASA refuses to steer by a layer before its first step, if it does."""
-    steps = Steps()
+    steps, sasa = Steps(), sl.SASA(boundary(build(name), layer), BETA, seed=0)
     try:
-        sample(name, sl.SASA(boundary(build(name), layer), BETA, seed=0), logits_processor=[steps])
+        sample(name, sasa, logits_processor=[steps], max_new_tokens=1)
     except ValueError as error:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         assert "sasa_lib" in raised_in, f"not refused, but fails in {raised_in}: {error}"

@@ -26,7 +26,7 @@ SAMPLING = sl.runs.Sampling(generations=3, max_new_tokens=20, seed=7)
 METHODS = {"plain": lambda: None, "sasa": lambda: sl.SASA(tiny_boundary(), beta=2.0)}
 
 
-def prompts(number=160):
+def prompts(number=80):
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=2 + i % 9)) for i in range(number)]
     return list(dict.fromkeys(texts))

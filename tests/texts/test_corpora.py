@@ -530,3 +530,20 @@ def test_what_a_template_refuses_is_said_with_its_row(strict_tokenizer):
     strict_tokenizer.chat_template = "{{ raise_exception('no such role') }}"
     with pytest.raises(ValueError, match=r"prompt 0: the chat template refuses it .no such role"):
         chat(Dataset.from_dict({"prompt": ["a"]}), strict_tokenizer)
+
+
+def test_what_was_fitted_on_is_no_prompt():
+    prompts = Dataset.from_dict({"prompt": ["a", " b ", "c"], "challenging": [True, False, None]})
+    left = sl.prompts.unseen(prompts, ["b", "d"])
+    assert left.to_dict() == {"prompt": ["a", "c"], "challenging": [True, None]}
+    with pytest.raises(ValueError, match="all 3 prompts are among the texts that were fitted on"):
+        sl.prompts.unseen(prompts, ["a", "b", "c"])
+
+
+def test_columns_may_be_one_text(frame, tmp_path):
+    frame.rename(columns={"response": "comment"}).to_csv(tmp_path / "own.csv", index=False)
+    read = sl.load_corpus("file", path=tmp_path / "own.csv", columns=" response : comment ")
+    assert read["response"] == frame["response"].tolist()
+    for text in ("comment", "response:", "response: comment, : score"):
+        with pytest.raises(ValueError, match="columns must be name: column of the file"):
+            sl.load_corpus("file", path=tmp_path / "own.csv", columns=text)

@@ -71,7 +71,21 @@ def test_a_source_is_stripped_and_declares_its_parameters_first(name):
     if name != "00_start":
         assert "What you need to know" in prose and "Where this breaks" in prose
     assert "SEEN" not in prose
-    assert len(notebook.cells) <= 26
+    assert len(notebook.cells) <= 30
+    assert f'sl.recorded.compare(run, "{name}", claims)' in "".join(c.source for c in code)
+
+
+@pytest.mark.parametrize("run", ["laptop", "smoke"])
+def test_recorded_numbers_are_those_of_an_executed_notebook(run):
+    numbers = notebooks.recorded(PROJECT / "runs" / run)
+    if run == "laptop" and len(numbers) and not notebooks.has_defaults(PROJECT / "runs" / run):
+        pytest.skip("runs/laptop was made with other parameters")
+    if run == "smoke" and len(numbers):  # what reads a table and not this run
+        numbers = numbers[numbers["notebook"] == "13_fronts"]
+    if not len(numbers):
+        pytest.skip(f"runs/{run} has not been made")
+    parted = numbers[numbers["parts"]]
+    assert not len(parted), parted.to_string()
 
 
 @pytest.mark.parametrize("name", notebooks.names())
@@ -118,8 +132,8 @@ def test_a_model_that_would_judge_itself_is_refused_before_anything_runs(elsewhe
     for given in (["MODEL=gemma3-270m"], ["INSTRUCT_JUDGE=smollm2-135m-instruct"]):
         with pytest.raises(SystemExit, match=r"give another .*JUDGE"):
             notebooks.settle_parameters("laptop", given)
-    with pytest.raises(SystemExit, match="JUDGE and MODEL are both 'smollm2-135m-instruct'"):
-        sweep.settle(["NOTEBOOK=05_evaluation", "PROFILE=smoke", "MODEL=x,smollm2-135m-instruct"])
+    with pytest.raises(SystemExit, match="JUDGE and MODEL are both 'gemma3-270m'"):
+        sweep.settle(["NOTEBOOK=05_evaluation", "PROFILE=smoke", "MODEL=x,gemma3-270m"])
     assert not (elsewhere / "runs").exists() or not list((elsewhere / "runs").rglob("*.json"))
     notebooks.settle_parameters("laptop", ["MODEL=gemma3-270m", "JUDGE=smollm2-135m-instruct"])
     assert chosen(elsewhere, "laptop", "05_evaluation")["judge"] == "smollm2-135m-instruct"

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -275,15 +276,21 @@ def test_a_killed_sweep_takes_its_kernels_along_and_goes_on_where_it_stopped(pro
     assert table.to_dict("list") == {"seed": [0, 1], "seconds": [0.5, 1.5]}
 
 
-def snakemake(project, *targets):
-    """Run notebooks of the folder runs/cell; return those that ran."""
-    before = {path: path.stat().st_mtime_ns for path in (project / "runs").glob("cell/*.ipynb")}
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all", "--nolock"]
-    command += ["--rerun-triggers", "params", "input", "mtime", "--"]
+def snakemake(project, *targets, **options):
+    """Make notebooks of the folder runs/cell; return what was printed."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock"]
+    command += ["--rerun-triggers", "params", "input", "mtime", *options.get("more", ()), "--"]
     files = [f"runs/cell/{name}.ipynb" for name in targets]
-    subprocess.run([*command, *files], cwd=project, check=True)
-    after = {path: path.stat().st_mtime_ns for path in (project / "runs").glob("cell/*.ipynb")}
-    return sorted(path.stem for path in after if after[path] != before.get(path))
+    done = subprocess.run(
+        [*command, *files], cwd=project, check=True, capture_output=True, text=True
+    )
+    return done.stdout + done.stderr
+
+
+def would_run(project, *targets):
+    """Which notebooks would be executed; nothing is."""
+    said = snakemake(project, *targets, more=["--dry-run"])
+    return sorted(set(re.findall(r"output: runs/cell/(\w+)\.ipynb", said)))
 
 
 def edit(path):
@@ -300,32 +307,39 @@ def test_a_notebook_runs_again_only_if_what_it_is_made_of_has_changed(project):
             notebooks.write_parameters(parameters / f"{name}.json", chosen)
 
     settle()
-    assert snakemake(project, "02_second") == ["01_first", "02_second"]
+    assert would_run(project, "02_second") == ["01_first", "02_second"]
+    snakemake(project, "02_second")
+    assert executed(project / "runs") == {"cell": ["first", "second"]}
     for part in ("notebooks/*.ipynb", "sasa_lib/*", "runs/cell/parameters/*"):
         for path in project.glob(part):
             path.touch()
     settle()
-    assert snakemake(project, "02_second") == []
-    assert snakemake(project, "02_second", "03_wait") == ["03_wait"]
-    edit(project / "sasa_lib" / "sasa.py")
-    assert snakemake(project, "02_second") == ["01_first", "02_second"]
+    assert would_run(project, "02_second") == []
+    assert would_run(project, "02_second", "03_wait") == ["03_wait"]
     settle(seed=1)
-    assert snakemake(project, "02_second") == ["01_first", "02_second"]
+    assert would_run(project, "02_second") == ["01_first", "02_second"]
+    settle()
+    assert would_run(project, "02_second") == []
+    for place in ("sasa_lib/sasa.py", "notebooks/01_first.ipynb"):
+        before = (project / place).read_text()
+        edit(project / place)
+        assert would_run(project, "02_second") == ["01_first", "02_second"]
+        (project / place).write_text(before)
     (project / "runs" / "cell" / "02_second.ipynb").unlink()
-    assert snakemake(project, "02_second") == ["02_second"]
-    edit(project / "notebooks" / "01_first.ipynb")
-    assert snakemake(project, "02_second") == ["01_first", "02_second"]
+    assert would_run(project, "02_second") == ["02_second"]
+    snakemake(project, "02_second")
+    assert executed(project / "runs") == {"cell": ["first", "second", "second"]}
 
 
 def test_every_combination_is_a_cell_with_its_parameters(tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks, "PROJECT", tmp_path)
-    given = ["NOTEBOOK=05_evaluation", "PROFILE=smoke", "BETA=0,1,3", "MODEL=gemma3-270m,org/lm"]
+    given = ["NOTEBOOK=05_evaluation", "PROFILE=smoke", "BETA=0,1,3", "MODEL=gpt2-large,org/lm"]
     settled = sweep.settle(given)
     assert settled.chain == ["05_evaluation"]
     assert [(cell["beta"], cell["model"]) for cell in settled.cells.values()] == [
-        ([beta], model) for beta in (0.0, 1.0, 3.0) for model in ("gemma3-270m", "org/lm")
+        ([beta], model) for beta in (0.0, 1.0, 3.0) for model in ("gpt2-large", "org/lm")
     ]
-    assert list(settled.cells)[2] == "beta=1,model=gemma3-270m"
+    assert list(settled.cells)[2] == "beta=1,model=gpt2-large"
     for name, values in settled.cells.items():
         folder = tmp_path / "runs" / "sweep-05_evaluation-smoke" / name / "parameters"
         first, last = (
@@ -334,7 +348,7 @@ def test_every_combination_is_a_cell_with_its_parameters(tmp_path, monkeypatch):
         )
         assert values.items() <= last.items() and first["model"] == values["model"]
         assert "beta" not in first
-        assert last["n_prompts"] == 3 and last["judge"] == "smollm2-135m-instruct"
+        assert last["n_prompts"] == 3 and last["judge"] == "gemma3-270m"
         assert last["run"] == f"runs/sweep-05_evaluation-smoke/{name}"
 
 

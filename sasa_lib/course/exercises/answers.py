@@ -160,18 +160,6 @@ def compare_distribution(found: object, expected: object, slips: Mapping[str, ob
     compare(found, expected, slips)
 
 
-def compare_direction(found: object, expected: object, slips: Mapping[str, object]) -> None:
-    """Compare but for a positive factor."""
-
-    def unit(vector: object) -> np.ndarray:
-        vector = numbers(vector)
-        if not vector.any():
-            raise WrongAnswer("it is 0, which has no direction")
-        return vector / np.linalg.norm(vector)
-
-    compare(unit(found), unit(expected), {hint: unit(slip) for hint, slip in slips.items()})
-
-
 def of_function(
     why: str, cases: Sequence[tuple], compare: Callable[..., None] = compare
 ) -> Callable[[Callable[..., Truth]], Callable[[object], Verdict]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from sasa_lib.course.exercises.answers import (
     numbers,
     of_function,
 )
-from sasa_lib.course.exercises.method import M8, P4, P8, U, V
+from sasa_lib.course.exercises.method import GAP, M8, P4, P8, U, V
 from sasa_lib.evaluation import metrics, statistics
 
 
@@ -332,4 +333,40 @@ def check_accept_loop(margins: np.ndarray, above: float, at_most: int) -> Truth:
         "a margin at the threshold does not lie above it": [at_threshold, last_at + 1],
         "this is the best of all: the first that lies above is kept": [some.argmax(), at_most],
         "where none lies above, the largest of them is kept": [last, last + 1],
+    }
+
+
+def compare_exactly(found: object, expected: object, slips: Mapping[str, object]) -> None:
+    """Compare to 1e-9, as an enumeration allows."""
+    compare(found, expected, slips)
+    off = np.abs(numbers(found) - numbers(expected)).max()
+    if off > 1e-9:
+        raise WrongAnswer(f"this is off by {off:.0e}: 1e-9 needs double precision")
+
+
+@of_function(
+    "the order of the margins decides, never their size, so no unit or slope matters",
+    [(P4, M8[:4], 3), (P8, M8, 2), (GAP, V[1, :4], 4), (P4, M8[4:], 1)],
+    compare=compare_exactly,
+)
+def check_best_of_law(p: np.ndarray, margins: np.ndarray, n: int) -> Truth:
+    """13: law of the best of n draws: a function of p, distinct margins and n."""
+    best, worst = np.zeros((2, len(p)))
+    for drawn in product(range(len(p)), repeat=n):
+        chance = np.prod(p[list(drawn)])
+        best[max(drawn, key=lambda text: margins[text])] += chance
+        worst[min(drawn, key=lambda text: margins[text])] += chance
+    at_most = np.array([p[margins <= margin].sum() for margin in margins])
+    return best, {
+        "this is the worst of n: add up from the smallest margin to the largest": worst,
+        "this is p, the law of a single draw: the power n is missing": p,
+        "add up in the order of the margins, not as the texts stand": (
+            np.diff(np.cumsum(p) ** n, prepend=0)
+        ),
+        "the power belongs to the sums, and the differences come after it": p**n,
+        "this is the chance that the best lies no higher: take differences": at_most**n,
+        "n F^(n-1) p holds for texts of small probability: take differences of F^n": (
+            n * at_most ** (n - 1) * p
+        ),
+        "this is how often a text is among the draws, best or not": 1 - (1 - p) ** n,
     }

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
+import torch
 from scipy.spatial.distance import pdist
 from scipy.special import rel_entr, softmax
 from scipy.stats import entropy, norm
+from sklearn.covariance import empirical_covariance, ledoit_wolf
 from sklearn.metrics import roc_auc_score
 
 from sasa_lib.course.exercises.answers import (
     Truth,
+    WrongAnswer,
     compare,
-    compare_direction,
     compare_distribution,
     exercise,
     numbers,
@@ -37,6 +41,151 @@ M8, V, U = RNG.normal(size=8), RNG.normal(0.5, 1, (30, 8)), RNG.uniform(size=(24
 SIDE = np.arange(8) % 3 == 0
 
 
+FIFTH = np.arange(30) % 5 == 0
+
+
+UNEVEN = V[:, 2:6] * np.where(FIFTH[:, None], [4, 1, 1, 1], [1, 1, 3, 1]) @ (np.eye(4) + 0.5)
+
+
+def two_classes(seed: int, gap: np.ndarray, n: int = 120) -> tuple[np.ndarray, ...]:
+    """Training and held-out embeddings [n, size], each with its labels; a share of 0.4 is toxic."""
+    rng, toxic = np.random.default_rng(seed), np.arange(n) % 5 < 2
+    mix = np.eye(gap.size) + rng.normal(size=(gap.size, gap.size)) / 4
+    x, unseen = (rng.normal(size=(n, gap.size)) @ mix - np.outer(toxic, gap) for _ in range(2))
+    return x, toxic, unseen, toxic.copy()
+
+
+def named_numbers(answer: object, names: Mapping[str, object]) -> dict[str, float]:
+    """One number for each name, from whatever has names."""
+    if not isinstance(answer, Mapping | pd.Series):
+        raise WrongAnswer(f"this is a {type(answer).__name__}, and a dict was asked")
+    answer = dict(answer.items())
+    missing, other = [n for n in names if n not in answer], [n for n in answer if n not in names]
+    if missing or other:
+        known = ", ".join(map(repr, names))
+        said = f"{missing[0]!r} is missing" if missing else f"{other[0]!r} is not among the keys"
+        raise WrongAnswer(f"{said}: the keys are {known}")
+    found = {}
+    for name in names:
+        one = numbers(answer[name])
+        if one.size != 1 or np.isnan(one).any():
+            raise WrongAnswer(f"{name!r} needs one number")
+        if not 0 <= one[0] <= 1:
+            raise WrongAnswer(f"{name!r} is {one[0]:.4g}, and an AUC lies between 0 and 1")
+        found[name] = float(one[0])
+    return found
+
+
+CONTROLS = {
+    "shuffled labels, training": ("labels shuffled, mean of 5", "AUC, training"),
+    "shuffled labels, held out": ("labels shuffled, mean of 5", "held out"),
+    "best of 200 random directions": ("random direction, best of 200", "held out"),
+    "number of words": ("number of words", "held out"),
+}
+
+
+@exercise("all four lie within 0.1 of what was measured, and above 0.5 is no argument by itself")
+def check_controls(answer: object, known: pd.DataFrame) -> None:
+    """02: AUC that four controls will have, by name; `known` is what was measured."""
+    predicted = named_numbers(answer, CONTROLS)
+    measured = {name: float(known.loc[row, column]) for name, (row, column) in CONTROLS.items()}
+    off = {name: abs(predicted[name] - measured[name]) > 0.1 for name in CONTROLS}
+    if any(off.values()):
+        said = "; ".join(
+            f"{name}: {predicted[name]:.2f} predicted, {measured[name]:.2f} measured, "
+            f"{'further off than 0.1' if off[name] else 'within 0.1'}"
+            for name in CONTROLS
+        )
+        raise WrongAnswer(said)
+
+
+def compare_aucs(found: object, expected: object, slips: Mapping[str, object]) -> None:
+    """Compare AUCs that end with the first below 0.6; a slip is known by how it begins."""
+    found, expected = numbers(found), numbers(expected)
+
+    def begins(one: np.ndarray, other: np.ndarray) -> bool:
+        return len(one) >= len(other) and np.allclose(one[: len(other)], other, rtol=0, atol=1e-3)
+
+    if begins(found, expected) and len(found) > len(expected):
+        raise WrongAnswer("it goes on after the first AUC below 0.6")
+    if begins(expected, found) and len(found) == len(expected) - 1:
+        raise WrongAnswer("the AUC below 0.6 belongs to the list, as its last")
+    if not begins(found, expected):
+        for hint, slip in slips.items():
+            if begins(found, numbers(slip)):
+                raise WrongAnswer(hint)
+    compare(found, expected, {}, rtol=0, atol=1e-3)
+
+
+@of_function(
+    "how many there are depends on the covariance, so this counts no dimensions of toxicity",
+    [
+        two_classes(4, np.linspace(1, 0, 12)),
+        two_classes(8, np.repeat([0.8, 0], 6)),
+        two_classes(4, np.zeros(12)),
+    ],
+    compare=compare_aucs,
+)
+def check_directions(
+    x: np.ndarray, toxic: np.ndarray, unseen: np.ndarray, unseen_toxic: np.ndarray
+) -> Truth:
+    """02: AUCs, one direction after the other taken out: a function of x, toxic and held out."""
+
+    def fitted(of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        means = np.stack([of[~toxic].mean(axis=0), of[toxic].mean(axis=0)])
+        return means[0] - means[1], of - means[toxic.astype(int)]
+
+    def auc(along: np.ndarray, of: np.ndarray, labels: np.ndarray) -> float:
+        return roc_auc_score(~labels, of @ along)
+
+    left, aucs = x, []
+    while len(aucs) < x.shape[1] and (not aucs or aucs[-1] >= 0.6):
+        apart, centred = fitted(left)
+        sigma = empirical_covariance(centred, assume_centered=True)
+        w = np.linalg.pinv(sigma, rcond=1e-10, hermitian=True) @ apart
+        aucs.append(auc(w, unseen, unseen_toxic))  # w has no part in what was taken out
+        left = left - np.outer(left @ w, w) / (w @ w)
+    apart, centred = fitted(x)
+    w = np.linalg.solve(empirical_covariance(centred, assume_centered=True), apart)
+    shrunk = np.linalg.solve(ledoit_wolf(centred, assume_centered=True)[0], apart)
+    return aucs, {
+        "the second AUC is the first: nothing is taken out unless the normal has length 1": (
+            aucs[:1] * 2
+        ),
+        "this is of the training texts: the held-out ones were asked": [auc(w, x, toxic)],
+        "turn it round: the nontoxic texts lie higher": [1 - aucs[0]],
+        "this shrinks the covariance: the empirical one was asked": (
+            [auc(shrunk, unseen, unseen_toxic)]
+        ),
+        "this joins the means: where does the covariance come in?": (
+            [auc(apart, unseen, unseen_toxic)]
+        ),
+    }
+
+
+@exercise("an axis is worth what it is on an origin that it has not seen")
+def check_origins(answer: object, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """02: AUC from pairs to web, from web to pairs and of the origin within toxic, by name."""
+    asked = {
+        "pairs to web": ("fitted on pairs", "web", "pairs"),
+        "web to pairs": ("fitted on web", "pairs", "web"),
+        "origin within toxic": ("origin, within toxic", "origin", None),
+    }
+    found = named_numbers(answer, asked)
+    if any(row not in rows for row, *_ in asked.values()):
+        raise WrongAnswer("this corpus has one origin, so there is no other to try it on")
+    for name, (row, column, same) in asked.items():
+        right, near = rows[row][column], 0.0051  # two digits
+        slips = {same: "on texts of the origin that it was fitted on", "all": "on all texts"}
+        for other, hint in slips.items():
+            slip = rows[row].get(other, np.nan)
+            if abs(found[name] - slip) < near <= abs(found[name] - right):
+                raise WrongAnswer(f"{found[name]:.2f} for {name!r} is {hint}")
+        if abs(found[name] - right) > 0.03:
+            size = "large" if found[name] > right else "small"
+            raise WrongAnswer(f"{found[name]:.2f} for {name!r} is too {size}")
+
+
 @of_function(
     "the sum costs n times d operations, where a loop over pairs costs n times as many",
     [(V[:6, :4],), (V[:2],), (V,)],
@@ -50,19 +199,6 @@ def check_anisotropy(e: np.ndarray) -> Truth:
         "there are n (n - 1) ordered pairs of different texts": (total - n) / n**2,
         "a cosine is of vectors of length 1": (raw - np.square(e).sum()) / (n * (n - 1)),
     }
-
-
-@exercise("an AUC sees the order of the texts alone, neither distances nor calibration")
-def check_auc_of_maps(answer: object, margins: np.ndarray, toxic: np.ndarray) -> None:
-    """02: AUC of 2m + 1, m^3, exp(m) and -m: four numbers."""
-    m, toxic = np.asarray(margins, dtype=float), np.asarray(toxic, dtype=bool)
-    aucs = [roc_auc_score(~toxic, mapped) for mapped in (2 * m + 1, m**3, np.exp(m), -m)]
-    slips = {
-        "the last map turns the order round: every pair that was right is wrong": [aucs[0]] * 4,
-        "0.5 would be chance; turned round, what was right is wrong": [*aucs[:3], 0.5],
-    }
-    names = [f"the AUC of {name}" for name in ("2m + 1", "m^3", "exp(m)", "-m")]
-    compare(answer, aucs, slips, names=names, rtol=2e-3, atol=2e-3, share=True)
 
 
 @of_function(
@@ -99,20 +235,60 @@ def check_scaled_states(answer: object, factor: float = 10.0) -> None:
     compare(answer, [margin, scaled, odds], slips, names=names, rtol=1e-3)
 
 
+def compare_boundary(found: object, expected: tuple, slips: Mapping[str, np.ndarray]) -> None:
+    """Compare a unit normal, by its cosine, and a midpoint."""
+    if not isinstance(found, tuple | list | np.ndarray | torch.Tensor) or len(found) != 2:
+        raise WrongAnswer("two things were asked: the unit normal and the midpoint")
+    (normal, midpoint), (right, middle) = map(numbers, found), expected
+    for name, vector in (("normal", normal), ("midpoint", midpoint)):
+        if vector.size != right.size:
+            raise WrongAnswer(f"the {name} has {vector.size} numbers instead of {right.size}")
+        if not np.isfinite(vector).all():
+            raise WrongAnswer(f"there is NaN or infinity in the {name} (an inverse of 0?)")
+    if np.allclose(normal, middle, atol=1e-4):
+        raise WrongAnswer("the normal comes first, then the midpoint")
+    length = np.linalg.norm(normal)
+    if length == 0:
+        raise WrongAnswer("the normal is 0, which has no direction")
+
+    def cosine(other: np.ndarray) -> float:
+        return normal @ other / (length * np.linalg.norm(other))
+
+    if cosine(right) < 0.999:
+        hints = [hint for hint, other in slips.items() if cosine(other) > 0.999]
+        said = f"the normal has a cosine of {cosine(right):.3f} with the right one"
+        raise WrongAnswer(hints[0] if hints else said)
+    if abs(length - 1) > 1e-3:
+        raise WrongAnswer(f"the normal has the length {length:.3g}, and 1 was asked")
+    if np.abs(midpoint - middle).max() > 1e-4:
+        hints = [hint for hint, other in slips.items() if np.allclose(midpoint, other, atol=1e-4)]
+        raise WrongAnswer(hints[0] if hints else "the midpoint is not halfway between the means")
+
+
 @of_function(
     "the covariance turns the normal away from directions that vary anyway",
-    [(V[0], V[1], V.T @ V), (*V[2:4, :2], np.cov(V[:, :2].T)), (M8[:1], V[0, :1], np.eye(1))],
-    compare=compare_direction,
+    [two_classes(1, np.linspace(2, 0, 6), 90)[:2], (UNEVEN, FIFTH)],
+    compare=compare_boundary,
 )
-def check_normal(nontoxic: np.ndarray, toxic: np.ndarray, covariance: np.ndarray) -> Truth:
-    """03: normal of the boundary: a function of the nontoxic mean, the toxic mean, covariance."""
-    apart = nontoxic - toxic
-    w = np.linalg.solve(covariance, apart)
-    return w, {
-        "it points to the toxic side": -w,
+def check_fit(embeddings: np.ndarray, toxic: np.ndarray) -> Truth:
+    """03: unit normal and midpoint of the boundary: a function of embeddings and toxic."""
+    right = Boundary.from_embeddings(embeddings, toxic, layer=0, pooling="mean", model="")
+    nontoxic_mean, toxic_mean = embeddings[~toxic].mean(axis=0), embeddings[toxic].mean(axis=0)
+    apart, of_each = nontoxic_mean - toxic_mean, [embeddings[toxic], embeddings[~toxic]]
+    sums = np.stack([np.cov(of.T, ddof=0) * len(of) for of in of_each])
+    sigma, alike = sums.sum(axis=0), sums[0] / len(of_each[0]) + sums[1] / len(of_each[1])
+    return (right.normal, right.midpoint), {
+        "it points to the toxic side": -right.normal,
         "this joins the means: where does the covariance come in?": apart,
-        "this multiplies by the covariance, not by its inverse": covariance @ apart,
-        "this divides by the variances alone": apart / np.diag(covariance),
+        "this multiplies by the covariance, not by its inverse": sigma @ apart,
+        "this divides by the variances alone": apart / np.diag(sigma),
+        "take the mean of its class from each text before the products": (
+            np.linalg.solve(embeddings.T @ embeddings, apart)
+        ),
+        "a class's covariance weighs as much as it has texts": np.linalg.solve(alike, apart),
+        "the mean of all texts lies nearer to the larger class: halfway was asked": (
+            embeddings.mean(axis=0)
+        ),
     }
 
 

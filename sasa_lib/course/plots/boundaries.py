@@ -240,6 +240,8 @@ def layers(tried: pd.DataFrame) -> Figure:
         ``Boundary.metadata["tried"]``: columns layer, pooling, covariance, auc, standard_error and
         chosen.
     """
+    of_logistic = tried["covariance"].isna()  # which has no covariance
+    tried = tried.assign(covariance=tried["covariance"].mask(of_logistic, "logistic regression"))
     figure, grid = plt.subplots(1, tried["pooling"].nunique(), figsize=(10, 4.2), sharey=True)
     chosen = tried[tried["chosen"]].iloc[0]
     panels = tried.groupby("pooling", sort=False)
@@ -261,6 +263,8 @@ def layers(tried: pd.DataFrame) -> Figure:
         )
     label_ends(np.atleast_1d(grid)[-1])
     np.atleast_1d(grid)[0].set_ylabel("cross-validated AUC (± one standard error)")
+    low, high = np.atleast_1d(grid)[0].get_ylim()  # shared
+    np.atleast_1d(grid)[0].set_ylim(min(low, 0.9), min(high, 1.01))
     return figure
 
 
