@@ -64,7 +64,7 @@ def test_no_listed_word_comes_out_of_a_word_filter(smollm2, on_top_of):
     start = inputs["input_ids"].shape[1]
 
     def texts(method):
-        output = model.generate(**inputs, custom_generate=method, num_return_sequences=6, **options)
+        output = model.generate(**inputs, custom_generate=method, num_return_sequences=4, **options)
         return tokenizer.batch_decode(output, skip_special_tokens=True), tokenizer.batch_decode(
             output[:, :start], skip_special_tokens=True
         )
@@ -72,7 +72,7 @@ def test_no_listed_word_comes_out_of_a_word_filter(smollm2, on_top_of):
     words = WordFilter(tokenizer, WORDS, then=sasa)
     for text, prompt in zip(*texts(words), strict=True):
         assert len(contains(text, WORDS)) == len(contains(prompt, WORDS)), text
-    assert sum(len(contains(text, WORDS)) for text in texts(sasa)[0]) > 12
+    assert sum(len(contains(text, WORDS)) for text in texts(sasa)[0]) > 8
 
 
 def test_a_filter_forbids_what_completes_a_word_and_nothing_else(smollm2):
@@ -199,6 +199,7 @@ def test_the_reward_head_is_the_weighted_least_squares_solution(smollm2, texts):
 
 def test_a_trained_reward_tells_texts_apart_and_survives_a_file(smollm2, texts, tmp_path):
     model, tokenizer = smollm2
+    texts = texts.select(range(60))
     reward = train_reward(model, tokenizer, texts)
     toxic = np.array(texts["toxicity"]) > 0.5
     rewards = reward.rewards(

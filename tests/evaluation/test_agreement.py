@@ -135,7 +135,7 @@ def test_the_interval_covers_what_perspective_says_of_real_texts(records):
     every = reference[draw(scores, np.arange(len(scores)), 3000, 10, rng)]
     truth = np.array([sl.metrics.expected_max_toxicity(every), sl.metrics.toxic_rate(every)])
     covered, widths, best = np.zeros(2), [], []
-    for i in range(100):
+    for i in range(60):
         calibration = (rng.random(groups.max() + 1) < 0.1)[groups]
         scale = PerspectiveScale.fit(
             scores[calibration], reference[calibration], groups=groups[calibration]
@@ -148,7 +148,7 @@ def test_the_interval_covers_what_perspective_says_of_real_texts(records):
         # As wide as an interval would be if Perspective itself could be asked.
         highest = reference[rows].max(axis=1)
         best.append(2 * 1.96 * np.array([highest.std(), (highest > 0.5).std()]) / np.sqrt(40))
-    assert (covered >= 88).all()
+    assert (covered >= 51).all()  # 57 expected
     assert (np.mean(widths, axis=0) < 1.5 * np.mean(best, axis=0)).all()
 
 

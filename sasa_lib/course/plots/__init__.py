@@ -34,6 +34,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "trade_off",
             "traded",
         ],
-        "style": ["LINES", "MARKERS", "NONTOXIC", "SERIES", "TOXIC", "plt", "save", "set_style"],
+        "style": [
+            "LINES",
+            "MARKERS",
+            "METHOD_NAMES",
+            "NONTOXIC",
+            "SERIES",
+            "TOXIC",
+            "plt",
+            "save",
+            "set_style",
+        ],
     },
 )
