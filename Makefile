@@ -13,6 +13,8 @@ endif
 ifdef STORE
 export SASA_STORE = $(STORE)
 endif
+# Compiled once, when first imported, and not anew in every process.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin

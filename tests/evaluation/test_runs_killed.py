@@ -37,7 +37,7 @@ def slow_file(target):
     """Leave time to be killed between writing and renaming."""
     with sl.storage.atomic_file(target) as temporary:
         yield temporary
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def work(language_model, method, folder, result):
