@@ -26,7 +26,7 @@ SAMPLING = sl.runs.Sampling(generations=3, max_new_tokens=20, seed=7)
 METHODS = {"plain": lambda: None, "sasa": lambda: sl.SASA(tiny_boundary(), beta=2.0)}
 
 
-def prompts(number=80):
+def prompts(number=160):
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=2 + i % 9)) for i in range(number)]
     return list(dict.fromkeys(texts))
@@ -37,7 +37,7 @@ def slow_file(target):
     """Leave time to be killed between writing and renaming."""
     with sl.storage.atomic_file(target) as temporary:
         yield temporary
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def work(language_model, method, folder, result):
