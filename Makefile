@@ -21,7 +21,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUN := runs/$(PROFILE)
 NAMES := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
-AWAY := tests/workflow  # beside the notebooks, since the other tests take longer
+# Tested behind the notebooks; sweeps with the other tests, so that both sides take as long.
+AWAY := $(filter-out %/test_sweep.py,$(sort $(wildcard tests/workflow/test_*.py)))
 MAIN := $(filter 00_% 01_% 02_% 03_% 04_% 05_%,$(NAMES))
 SNAKEMAKE := $(BIN)/snakemake --cores $(or $(OMP_NUM_THREADS),all) --nolock --rerun-incomplete --scheduler greedy --quiet all \
 	--rerun-triggers params input mtime
@@ -70,7 +71,7 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 unit: $(READY)
-	$(BIN)/python -m pytest --durations 30 --ignore $(AWAY)
+	$(BIN)/python -m pytest --durations 30 $(AWAY:%=--ignore %)
 
 # As root, in a container, Jupyter asks to be told that this is meant.
 lab: $(READY)
