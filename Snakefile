@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 LIBRARY = ["sasa_lib/**/*.py", "data/*.json*", "data/*.safetensors", "scripts/notebooks.py"]
+TABLES = {"13_fronts": ["data/results.csv"], "15_your_own": ["data/formality.csv"]}  # read by one alone
 ORDERED = config.get("ordered")  # one after the other, as they are read
 NAMES = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 
@@ -43,7 +44,7 @@ rule notebook:
         before=before,
     params:
         library=library,
-        source=lambda w: digest(f"notebooks/{w.notebook}.ipynb"),
+        source=lambda w: digest(f"notebooks/{w.notebook}.ipynb", *TABLES.get(w.notebook, [])),
         parameters=lambda w: digest(f"runs/{w.run}/parameters/{w.notebook}.json"),
     # Of which Snakemake tells torch: all, unless a sweep runs several notebooks at once.
     threads: int(config.get("threads", workflow.cores))

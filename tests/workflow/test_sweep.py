@@ -276,10 +276,10 @@ def test_a_killed_sweep_takes_its_kernels_along_and_goes_on_where_it_stopped(pro
     assert table.to_dict("list") == {"seed": [0, 1], "seconds": [0.5, 1.5]}
 
 
-def snakemake(project, *targets, **options):
+def snakemake(project, *targets, more=()):
     """Make notebooks of the folder runs/cell; return what was printed."""
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock"]
-    command += ["--rerun-triggers", "params", "input", "mtime", *options.get("more", ()), "--"]
+    command += ["--rerun-triggers", "params", "input", "mtime", *more, "--"]
     files = [f"runs/cell/{name}.ipynb" for name in targets]
     done = subprocess.run(
         [*command, *files], cwd=project, check=True, capture_output=True, text=True
