@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
+import gguf
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -191,16 +196,40 @@ def _converted(name: str) -> Path:
         if folder:
             source = fetch(name)
             print(f"converting {name} to safetensors, once ...", flush=True)
-            tokenizer = AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
-            model = AutoModelForCausalLM.from_pretrained(
-                source,
-                gguf_file="model.gguf",
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32,
-            )
+            with _read_once():
+                tokenizer = AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
+                model = AutoModelForCausalLM.from_pretrained(
+                    source,
+                    gguf_file="model.gguf",
+                    quantization_config=GgufConfig(dequantize=True),
+                    dtype=torch.float32,
+                )
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     return target
+
+
+class _Reader(gguf.GGUFReader):
+    """Reads a file through a plain array: a slice of a memory map costs several times as much."""
+
+    @property
+    def data(self) -> np.ndarray:
+        """The file's bytes."""
+        return self._data
+
+    @data.setter
+    def data(self, mapped: np.memmap) -> None:
+        self._data = mapped.view(np.ndarray)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Let transformers, which reads a GGUF anew for tokenizer, configuration and weights, share."""
+    before, gguf.GGUFReader = gguf.GGUFReader, cache(_Reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = before
 
 
 def _device(device: str) -> str:
