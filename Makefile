@@ -21,13 +21,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUN := runs/$(PROFILE)
 NAMES := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
-# Tested behind the notebooks; sweeps with the other tests, so that both sides take as long.
-AWAY := $(filter-out %/test_sweep.py,$(sort $(wildcard tests/workflow/test_*.py)))
+# Tests of what the notebooks have left behind.
+BEHIND := tests/workflow/test_notebooks.py tests/workflow/test_site.py
 MAIN := $(filter 00_% 01_% 02_% 03_% 04_% 05_%,$(NAMES))
 SNAKEMAKE := $(BIN)/snakemake --cores $(or $(OMP_NUM_THREADS),all) --nolock --rerun-incomplete --scheduler greedy --quiet all \
 	--rerun-triggers params input mtime
 
-.PHONY: run course parameters plan test smoke lint unit lab site sweep bench setup lock figures clean
+.PHONY: run course parameters plan test smoke lint unit workflow lab site sweep bench setup lock figures clean
 
 # From the texts to the table of methods: notebooks 00 to 05.
 run: parameters
@@ -55,15 +55,15 @@ plan: $(READY)
 sweep: $(READY)
 	@$(BIN)/python scripts/sweep.py $(MAKEOVERRIDES)
 
-# Tests and notebooks side by side, each on one thread: both are too small to gain from more.
+# Side by side, each on one thread, since all is too small to gain from more; three, since they wait.
 test: lint $(VENV)/site-ready
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 unit smoke
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j3 smoke unit workflow
 
 smoke:
 	@$(MAKE) --no-print-directory course PROFILE=smoke
 	@$(MAKE) --no-print-directory site PROFILE=smoke
 	@$(BIN)/python scripts/check_site.py runs/smoke/site/html --links
-	@$(BIN)/python -m pytest --durations 10 $(AWAY)
+	@$(BIN)/python -m pytest --durations 10 $(BEHIND)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -71,7 +71,10 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 unit: $(READY)
-	$(BIN)/python -m pytest --durations 30 $(AWAY:%=--ignore %)
+	$(BIN)/python -m pytest --durations 30 --ignore tests/workflow
+
+workflow: $(VENV)/harness/ready
+	$(BIN)/python -m pytest --durations 10 tests/workflow $(BEHIND:%=--ignore %)
 
 # As root, in a container, Jupyter asks to be told that this is meant.
 lab: $(READY)
@@ -84,6 +87,11 @@ site: $(VENV)/site-ready
 
 $(VENV)/site-ready: docs/requirements.txt $(READY)
 	@$(BIN)/python -m pip install -qq --no-compile --requirement requirements.txt --requirement docs/requirements.txt
+	@touch $@
+
+# Other people's harnesses, apart, since they need other versions of what the lock has.
+$(VENV)/harness/ready: tests/workflow/harnesses.txt $(READY)
+	@$(BIN)/python tests/environments.py $(VENV)/harness $<
 	@touch $@
 
 # What SASA costs against plain sampling; needs about an hour on two cores, and goes on where it stopped.

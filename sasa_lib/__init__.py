@@ -4,6 +4,7 @@ A text travels through six rooms, and each room imports only from those before i
 
     texts, engine  ->  subspace  ->  decoding  ->  evaluation  ->  course
 
+Beside `course`, `harness` hands all this to other people's evaluation harnesses.
 What is here is imported when it is asked for, so that nobody pays for what they do not use.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m sasa_lib`: `fit` a boundary for a model, `score` a file of texts."""
+"""`python -m sasa_lib`: `fit` a boundary for a model, `score` a file of texts, `lm-eval`."""
 
 from __future__ import annotations
 
@@ -49,11 +49,29 @@ def main(arguments: list[str] | None = None) -> None:
     score.add_argument("--column", default="text", help="of the texts")
     score.add_argument("--out", required=True, type=Path, help="ends in .parquet or .csv")
     score.add_argument("--scorer", nargs="+", default=["minilm"], help="names for load_scorer")
+    harness = commands.add_parser(
+        "lm-eval", help="lm-evaluation-harness, with the model sasa and its tasks", add_help=False
+    )
+    harness.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
+    if options.command == "lm-eval":
+        _lm_eval(options.arguments)
+        return
     try:
         {"fit": write_fitted, "score": write_scored}[options.command](options)
     except (ValueError, OSError, sl.AssetError, ScorerError) as error:
         sys.exit(f"python -m sasa_lib {options.command}: {error}")
+
+
+def _lm_eval(arguments: list[str]) -> None:
+    try:
+        from sasa_lib.harness import lm_eval_model
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"python -m sasa_lib lm-eval: {error.name} is not installed: python -m pip install "
+            "'sasa-lib[lm-eval]'"
+        )
+    lm_eval_model.main(arguments)
 
 
 def _layer(text: str) -> float | str:

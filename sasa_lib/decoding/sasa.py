@@ -171,7 +171,7 @@ class SASA(Pretrained, Decoder):
         inputs = self._check(model, input_ids, mask, config, model_kwargs)
         self._steps, self._tensors = [], {}
         output = Output(config, streamer)
-        noise = Noise(self.seed, input_ids, mask) if config.do_sample else None
+        noise = self._noise(input_ids, mask) if config.do_sample else None
         phrases = self._phrases(model, inputs)
         phrases.keep_hidden_states = output.with_hidden_states
         how = self._how(phrases, output, synced_gpus)
@@ -295,6 +295,9 @@ class SASA(Pretrained, Decoder):
                 )
             )
         return pd.concat(rows, ignore_index=True)
+
+    def _noise(self, input_ids: torch.Tensor, mask: torch.Tensor) -> Noise:
+        return Noise(self.seed, input_ids, mask)
 
     def _how(
         self, phrases: Phrases | RepeatedPhrases, output: Output, synced_gpus: bool

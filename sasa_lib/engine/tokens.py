@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib.checks import as_list, text_fault
@@ -132,6 +133,16 @@ def continuations(
             tokenizer, prompt, sequences[row * n : (row + 1) * n, length:].tolist()
         )
     ]
+
+
+def left_padded(
+    tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [n, length] of sequences that end together, and which of them are no padding."""
+    rows = [torch.tensor(ids) for ids in sequences]
+    padding = {"batch_first": True, "padding_side": "left"}
+    ids = pad_sequence(rows, padding_value=tokenizer.pad_token_id or 0, **padding)
+    return ids, pad_sequence([torch.ones_like(row) for row in rows], **padding)
 
 
 def too_long(

@@ -12,12 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sasa_lib.checks import as_list, check_count, check_number, first_line, text_fault
 from sasa_lib.engine.models import context_length, language_model
-from sasa_lib.engine.tokens import continuation_texts, prompt_ids, too_long
+from sasa_lib.engine.tokens import continuation_texts, left_padded, prompt_ids, too_long
 
 SCHEMA = pa.schema(  # of a run's rows
     {
@@ -210,10 +209,7 @@ def _continuations(
     """Rows of one batch, from its prompts and their token ids."""
     # Texts of the same tokens are one prompt: how often noise saw it must not vary with the batch.
     distinct = list(dict.fromkeys(map(tuple, batch.values())))
-    sequences = [torch.tensor(ids) for ids in distinct]
-    padding = {"batch_first": True, "padding_side": "left"}
-    ids = pad_sequence(sequences, padding_value=tokenizer.pad_token_id or 0, **padding)
-    mask = pad_sequence([torch.ones_like(sequence) for sequence in sequences], **padding)
+    ids, mask = left_padded(tokenizer, distinct)
     _seed(sampling.seed, None if is_keyed(custom_generate) else next(iter(batch)))
     start = time.perf_counter()
     output = model.generate(

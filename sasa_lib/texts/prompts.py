@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -210,36 +211,59 @@ def chat(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, **template: Any) 
         The same rows; `prompt` ends where the assistant's answer begins, and a `response` loses
         the space before it, since a template ends in a separator of its own.
     """
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template; take an instruct "
-            "model's, or use the prompts as they are"
-        )
-    # Jinja passes over what a template does not name.
-    known = _arguments(tokenizer.get_chat_template())
-    unknown = [name for name in template if name not in known]
-    if unknown:
-        raise ValueError(
-            f"the chat template of {tokenizer.name_or_path} has no argument {unknown[0]!r}; it "
-            f"has {', '.join(sorted(known))}"
-        )
-    # Not every tokenizer adds the token that it names: SmolLM2's is only ever the template's.
-    adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     columns = dataset.to_dict()
     for row, prompt in enumerate(check_texts(columns["prompt"], "prompt", empty=True)):
-        try:
-            text = tokenizer.apply_chat_template(
-                _messages(prompt, row), tokenize=False, add_generation_prompt=True, **template
-            )
-        except TemplateError as error:
-            raise ValueError(f"prompt {row}: the chat template refuses it ({error})") from error
-        columns["prompt"][row] = text.removeprefix(tokenizer.bos_token) if adds_bos else text
+        columns["prompt"][row] = rendered(_messages(prompt, row), tokenizer, row, **template)
     if "response" in columns:
         responses = check_texts(columns["response"], "response", empty=True)
         columns["response"] = [text.lstrip() for text in responses]
     return Dataset.from_dict(columns, features=dataset.features)
 
 
+def rendered(
+    messages: list[dict[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    row: int = 0,
+    /,
+    **template: Any,
+) -> str:
+    """Render one dialogue by the chat template, up to where the assistant's answer begins.
+
+    Parameters
+    ----------
+    messages : list of dict
+        Turns with `role` and `content`.
+    tokenizer
+        As returned by `sasa_lib.load_lm` for an instruct model.
+    row : int
+        Of the prompt, for an error.
+    **template
+        The chat template's own arguments.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template; take an instruct "
+            "model's, or use the prompts as they are"
+        )
+    known = _arguments(tokenizer.get_chat_template())
+    unknown = [name for name in template if name not in known]
+    if unknown:  # which Jinja would pass over
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} has no argument {unknown[0]!r}; it "
+            f"has {', '.join(sorted(known))}"
+        )
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **template
+        )
+    except TemplateError as error:
+        raise ValueError(f"prompt {row}: the chat template refuses it ({error})") from error
+    # Not every tokenizer adds the token that it names: SmolLM2's is only ever the template's.
+    adds_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(tokenizer.bos_token) if adds_bos else text
+
+
+@cache
 def _arguments(template: str) -> set[str]:
     """Names that a chat template reads, but for those that `chat` itself fills in."""
     syntax = Environment(extensions=["jinja2.ext.loopcontrols"])

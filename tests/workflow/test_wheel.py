@@ -4,33 +4,17 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from environments import PROJECT, environment, pip
 
 from sasa_lib.texts.assets import cache_dir
 
-PROJECT = Path(__file__).resolve().parents[2]
 SMALL = {"n_start_texts": 60, "n_start": 2, "max_new_tokens": 4}
-
-
-def pip(*arguments, python=sys.executable):
-    command = [sys.executable, "-m", "pip", "--python", str(python), *map(str, arguments)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-
-
-def environment(folder):
-    """A fresh environment that shares this one's packages, but not the library."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    (site,) = folder.glob("lib/*/site-packages")
-    (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return python
 
 
 def run(python, *arguments, folder, **changed):
