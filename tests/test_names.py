@@ -122,3 +122,19 @@ print(sorted({"torch", "transformers", "pandas", "numpy", "sklearn"} & set(sys.m
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_metrics_and_the_judge_come_without_the_rest():
+    code = """
+import sys
+import sasa_lib as sl
+sl.metrics.toxic_rate([[0.2, 0.7]])
+print("torch" in sys.modules)
+judge = sl.load_scorer("minilm")
+assert judge(["have a nice day"])[0] < 0.1
+rooms = {name.split(".")[1] for name in sys.modules if name.startswith("sasa_lib.")}
+print(sorted({"datasets", "sklearn", "ray", "matplotlib", "peft"} & set(sys.modules)))
+print(sorted(rooms & {"subspace", "decoding", "course"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "[]", "[]"]

@@ -30,7 +30,6 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from datasets.fingerprint import Hasher
 from torch import nn
 from torch.nn.modules import module as torch_modules
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
@@ -167,6 +166,8 @@ def _object(value: object, seen: Seen) -> object:
         if hasattr(value, "__dict__"):
             return key(described([kind, vars(value)], seen))
     try:
+        from datasets.fingerprint import Hasher  # a scorer needs no datasets
+
         return f"{described(kind, seen)} {Hasher.hash(value)}"
     except Exception as error:  # whatever a class may do when it is pickled
         if not any(value is known for known in _UNKNOWN):

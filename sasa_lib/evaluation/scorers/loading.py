@@ -9,15 +9,14 @@ from functools import cache, partial
 from importlib.metadata import version
 
 import torch
-from profanity_check import predict_prob
 
 from sasa_lib import checks
-from sasa_lib.decoding.baselines.word_filter import word_list
 from sasa_lib.evaluation.scorers.classifiers import HF_PREFIX, detoxify_scorer, hf_scorer
 from sasa_lib.evaluation.scorers.minilm import GROUP_NAMES, MINILM_HEAD, minilm_scorer
 from sasa_lib.evaluation.scorers.perspective import PERSPECTIVE_KEY, perspective_scorer
 from sasa_lib.evaluation.scorers.scorer import Scorer, device_or_best
 from sasa_lib.texts.assets import fetch
+from sasa_lib.texts.words import word_list
 
 # Of what is written as one word, such as names for people.
 OFFENSIVE_STEMS = ("bitch", "faggot", "fuck", "nigga", "nigger", "shit", "slut", "whore")
@@ -74,6 +73,8 @@ def load_scorer(
         queries_per_second=queries_per_second,
     )
     if name == "profanity-check":
+        from profanity_check import predict_prob  # with scikit-learn, which no other one needs
+
         scorer = Scorer(name, version("alt-profanity-check"), predict_prob)
     elif name == "detoxify":
         scorer = detoxify_scorer(device, batch_size)
