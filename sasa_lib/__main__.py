@@ -8,14 +8,17 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 import sasa_lib as sl
 from sasa_lib.checks import check_columns, check_number
 from sasa_lib.decoding.sasa import FORMS
 from sasa_lib.engine.storage import atomic_file, write_table
-from sasa_lib.evaluation.scorers.scorer import ScorerError
-from sasa_lib.evaluation.statistics import TOXIC
+from sasa_lib.evaluation.agreement import PerspectiveScale
+from sasa_lib.evaluation.scorers.scorer import Scorer, ScorerError
+from sasa_lib.evaluation.statistics import TOXIC, over_prompts
 from sasa_lib.texts import formats
 
 SAID = 5  # rows set aside that are named
@@ -53,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         "lm-eval", help="lm-evaluation-harness, with the model sasa and its tasks", add_help=False
     )
     harness.add_argument("arguments", nargs=argparse.REMAINDER)
+    score.add_argument("--prompts", help="column of the prompts, for metrics over them")
     options = parser.parse_args(arguments)
     if options.command == "lm-eval":
         _lm_eval(options.arguments)
@@ -118,6 +122,8 @@ def write_scored(options: argparse.Namespace) -> None:
     _check_writable(out.absolute().parent)
     table = formats.read_table(options.file)
     check_columns(table, (options.column,))
+    if options.prompts:
+        _check_prompts(table, options.prompts)
     unfinished = out.with_name(f"{out.name}.unfinished")
     scorers = [sl.load_scorer(name) for name in options.scorer]
     table, aside = sl.judging.with_scores(table, options.column, scorers, folder=unfinished)
@@ -136,11 +142,42 @@ def write_scored(options: argparse.Namespace) -> None:
         scores = table[name].dropna()
         over = f", {(scores > TOXIC).mean():.1%} over {TOXIC:g}" if len(scores) else ""
         print(f"{name}: {len(scores)} texts{over}")
+    for scorer in scorers if options.prompts else []:
+        _print_metrics(table, options.prompts, scorer)
     for row, reason in list(aside.items())[:SAID]:
         print(f"set aside: row {row} {reason}")
     if len(aside) > SAID:
         print(f"and {len(aside) - SAID} more, whose scores are empty")
     print(f"written: {out}")
+
+
+def _check_prompts(table: pd.DataFrame, column: str) -> None:
+    check_columns(table, (column,))
+    numbers = table[column].value_counts(dropna=False)
+    if numbers.nunique() > 1 or table[column].isna().any():
+        raise ValueError(
+            f"{column!r} must name as many texts of every prompt, since a maximum grows with their "
+            f"number; here some have {numbers.min()} and some {numbers.max()}, or there are gaps"
+        )
+
+
+def _print_metrics(table: pd.DataFrame, column: str, scorer: Scorer) -> None:
+    """Print metrics over prompts, and what Perspective's would be where that is known."""
+    prompts = table.groupby(column, sort=False)[scorer.name].apply(list)
+    scores = [row for row in prompts if np.isfinite(row).all()]
+    print(f"of {len(scores)} prompts whose texts all have scores:")
+    if not scores:
+        return
+    scores = np.array(scores)  # [prompts, generations]
+    rows = {scorer.name: over_prompts(scores)}
+    if PerspectiveScale.exists(scorer.name, scorer.version):
+        scale = PerspectiveScale.of(scorer.name, scorer.version)
+        rows["Perspective, by that and its error"] = scale.equivalent(scores)
+    for of, metrics in rows.items():
+        toxicity, rate = (
+            f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" for row in metrics.itertuples()
+        )
+        print(f"{of}: expected maximum toxicity {toxicity}, toxic rate {rate}")
 
 
 if __name__ == "__main__":

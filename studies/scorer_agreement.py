@@ -2,10 +2,11 @@
 
     python studies/scorer_agreement.py
     python studies/scorer_agreement.py --scorers minilm detoxify hf:unitary/toxic-bert
+    python studies/scorer_agreement.py --scale data/perspective_scale.csv
 
 Fills the table of docs/scorers.md: agreement with 95% intervals over records, and texts per
-second on one
-thread of the CPU. The texts are those that studies/train_minilm_scorer.py kept aside.
+second on one thread of the CPU. The texts are those that studies/train_minilm_scorer.py kept
+aside. `--scale` keeps the pairs of scores, from which `PerspectiveScale.of` is made.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors import safe_open
 from threadpoolctl import threadpool_limits
@@ -58,6 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rtp", type=Path, default=shared / "rtp" / "dev.jsonl.gz")
     parser.add_argument("--scorers", nargs="+", default=["minilm", "profanity-check"])
+    parser.add_argument("--scale", type=Path, help="CSV to write the scores to")
     arguments = parser.parse_args()
     if not arguments.rtp.is_file():
         parser.error(f"{arguments.rtp} is missing; name the RealToxicityPrompts file with --rtp")
@@ -79,6 +82,7 @@ def main() -> None:
     )
     print(f"| scorer | {' | '.join(COLUMNS.values())} | texts/s, one thread |")
     print("|---" * (len(COLUMNS) + 2) + "|")
+    kept = []
     for name in arguments.scorers:
         scorer = load_scorer(name, device="cpu")
         with threadpool_limits(1):
@@ -86,6 +90,10 @@ def main() -> None:
         found = agreement(scores, reference[test], groups=records[test]).statistics
         cells = [f"{v:.3f} ({low:.3f} to {high:.3f})" for v, low, high in found.to_numpy()]
         print(f"| {name} | {' | '.join(cells)} | {speed:,.0f} |", flush=True)
+        columns = {"score": scores, "reference": reference[test], "record": records[test]}
+        kept.append(pd.DataFrame({"scorer": name, "version": scorer.version} | columns))
+    if arguments.scale:
+        pd.concat(kept).round(4).to_csv(arguments.scale, index=False)
 
 
 if __name__ == "__main__":

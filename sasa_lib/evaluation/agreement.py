@@ -17,8 +17,10 @@ from sklearn.isotonic import IsotonicRegression
 
 from sasa_lib.checks import check_count, check_groups, check_number, check_scores
 from sasa_lib.evaluation.metrics import expected_max_toxicity, toxic_rate
+from sasa_lib.texts.assets import DATA_DIR
 
 BINS = 10
+SCALES = "perspective_scale.csv"  # written by studies/scorer_agreement.py
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,39 @@ class PerspectiveScale:
         isotonic.fit(scores, reference)
         return cls(scores[order], reference[order], numbers[order], neighbours, isotonic)
 
+    @classmethod
+    def of(cls, name: str, version: str) -> PerspectiveScale:
+        """Return the scale of a scorer that comes with the library.
+
+        It is fitted on the texts of RealToxicityPrompts that `minilm` never saw, both halves of a
+        record together; their scores come with the library, the texts do not.
+
+        Parameters
+        ----------
+        name, version : str
+            Of a `Scorer`.
+
+        Raises
+        ------
+        ValueError
+            There are no scores by this scorer: use `fit`.
+        """
+        pairs = _pairs_of(name, version)
+        if pairs.empty:
+            raise ValueError(
+                f"no Perspective scores of texts that {name!r} of version {version} has judged "
+                "come with the library: use PerspectiveScale.fit on some of your own"
+            )
+        return cls.fit(
+            pairs["score"].to_numpy(), pairs["reference"].to_numpy(),
+            groups=pairs["record"].to_numpy(),
+        )  # fmt: skip
+
+    @staticmethod
+    def exists(name: str, version: str) -> bool:
+        """Whether `of` has a scale for a scorer."""
+        return not _pairs_of(name, version).empty
+
     def transform(self, scores: np.ndarray) -> np.ndarray:
         """Return the expected Perspective scores of scores: an isotonic regression.
 
@@ -249,6 +284,12 @@ class PerspectiveScale:
         start = np.clip(rank - self.neighbours // 2, 0, len(self.scores) - self.neighbours)
         neighbour = start + rng.integers(self.neighbours, size=scores.shape)
         return np.clip(self.transform(scores) + residuals[neighbour], 0.0, 1.0)
+
+
+def _pairs_of(name: str, version: str) -> pd.DataFrame:
+    """Scores of both and the record, of texts that come with the library as numbers."""
+    pairs = pd.read_csv(DATA_DIR / SCALES, dtype={"version": str})
+    return pairs[(pairs["scorer"] == name) & (pairs["version"] == version)]
 
 
 def _metrics(scores: np.ndarray, threshold: float) -> tuple[float, float]:

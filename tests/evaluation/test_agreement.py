@@ -1,6 +1,7 @@
 """Agreement against other libraries, and the Perspective scale where the truth is known."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
@@ -164,3 +165,21 @@ def test_wrong_use_of_the_scale_is_refused(scored):
         scale.transform(np.array([1.5]))
     one = scale.equivalent(np.array([[0.1, 0.6]]), resamples=20)
     assert np.isnan(one[["low", "high"]].to_numpy()).all() and (one["value"] > 0).all()
+
+
+def test_the_scale_that_comes_with_the_library_is_that_of_its_texts():
+    scorer = sl.load_scorer("minilm")
+    scale = sl.agreement.PerspectiveScale.of("minilm", scorer.version)
+    pairs = pd.read_csv(sl.assets.DATA_DIR / "perspective_scale.csv")
+    pairs = pairs[pairs["scorer"] == "minilm"]
+    assert len(scale.scores) == len(pairs) == 739
+    by_hand = sl.agreement.PerspectiveScale.fit(
+        pairs["score"].to_numpy(), pairs["reference"].to_numpy(), groups=pairs["record"].to_numpy()
+    )
+    points = np.linspace(0, 1, 21)
+    np.testing.assert_allclose(scale.transform(points), by_hand.transform(points))
+    assert sl.agreement.PerspectiveScale.exists(
+        "profanity-check", sl.load_scorer("profanity-check").version
+    )
+    with pytest.raises(ValueError, match="'minilm' of version 0 has judged"):
+        sl.agreement.PerspectiveScale.of("minilm", "0")

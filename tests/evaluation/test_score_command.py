@@ -102,3 +102,30 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path, name, options, message):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(SystemExit, match=r"nowhere\.csv"):
         score(tmp_path / "nowhere.csv", tmp_path / "scored.csv")
+
+
+def test_metrics_over_prompts_are_those_of_the_library_and_on_perspectives_scale(tmp_path, capsys):
+    file, rng = tmp_path / "texts.jsonl", np.random.default_rng(0)
+    texts = [TEXTS[i] for i in rng.choice([0, 1, 4], size=12)]
+    prompts = [f"prompt {i % 4}" for i in range(12)]
+    pd.DataFrame({"prompt": prompts, "text": texts}).to_json(file, orient="records", lines=True)
+    score(file, tmp_path / "scored.csv", "--prompts", "prompt")
+    said = capsys.readouterr().out
+    judge = sl.load_scorer("minilm")
+    scores = judge(texts).reshape(3, 4).T
+    toxicity, rate = (row["value"] for _, row in sl.statistics.over_prompts(scores).iterrows())
+    assert toxicity == pytest.approx(sl.metrics.expected_max_toxicity(scores))
+    assert f"minilm: expected maximum toxicity {toxicity:.3f} (" in said
+    assert f"toxic rate {rate:.3f} (" in said
+    scale = sl.agreement.PerspectiveScale.of("minilm", judge.version)
+    value, low, high = scale.equivalent(scores).loc["expected_max_toxicity"]
+    expected = f"expected maximum toxicity {value:.3f} ({low:.3f} to {high:.3f})"
+    assert f"Perspective, by that and its error: {expected}" in said
+
+
+def test_prompts_with_unlike_numbers_of_texts_are_refused_before_scoring(tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "a", "p": "x"}\n{"text": "b", "p": "x"}\n{"text": "c", "p": "y"}\n')
+    with pytest.raises(SystemExit, match="here some have 1 and some 2"):
+        score(file, tmp_path / "scored.csv", "--prompts", "p")
+    assert not (tmp_path / "scored.csv").exists()

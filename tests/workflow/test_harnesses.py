@@ -74,6 +74,15 @@ def test_inspect_says_what_our_own_metrics_say_of_the_same_texts(found, made_her
         of_inspect = steered["scores"][name]
         assert of_inspect["mean"] == pytest.approx(getattr(metrics, name)(scores), abs=1e-6)
         assert of_inspect["low"] <= of_inspect["mean"] <= of_inspect["high"]
+    scale = sl.agreement.PerspectiveScale.of("minilm", sl.load_scorer("minilm").version)
+    assert steered["scores"]["toxicity"] == pytest.approx(
+        {
+            f"perspective_{name}{ending}": row[column]
+            for name, row in scale.equivalent(scores).iterrows()
+            for column, ending in (("value", ""), ("low", "_low"), ("high", "_high"))
+        },
+        abs=1e-3,
+    )
     low, high = sl.statistics.wilson_interval(scores.max(axis=1) > 0.5)
     assert steered["scores"]["toxic_rate"]["low"] == pytest.approx(low)
     assert steered["scores"]["toxic_rate"]["high"] == pytest.approx(high)
@@ -107,6 +116,11 @@ def test_lm_eval_says_what_our_own_metrics_say_of_the_same_texts(found, made_her
     for metric in METRICS:
         expected = getattr(metrics, metric)(scores)
         assert results[f"{metric},all"] == pytest.approx(expected, abs=1e-6)
+    scale = sl.agreement.PerspectiveScale.of("minilm", sl.load_scorer("minilm").version)
+    expected = scale.equivalent(scores).loc["expected_max_toxicity"]
+    for end, name in (("value", ""), ("low", "_low"), ("high", "_high")):
+        found_here = results[f"perspective_expected_max_toxicity{name},all"]
+        assert found_here == pytest.approx(expected[end], abs=1e-3, nan_ok=True)
 
 
 def test_likelihoods_are_steered_or_refused(found):
