@@ -11,7 +11,11 @@ import sys
 from pathlib import Path
 
 LIBRARY = ["sasa_lib/**/*.py", "data/*.json*", "data/*.safetensors", "scripts/notebooks.py"]
-TABLES = {"13_fronts": ["data/results.csv"], "15_your_own": ["data/formality.csv"]}  # read by one alone
+TABLES = {  # read by one alone
+    "05_evaluation": ["data/perspective_scale.csv"],
+    "13_fronts": ["data/results.csv"],
+    "15_your_own": ["data/formality.csv"],
+}
 ORDERED = config.get("ordered")  # one after the other, as they are read
 NAMES = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 

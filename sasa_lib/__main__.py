@@ -165,8 +165,8 @@ def _print_metrics(table: pd.DataFrame, column: str, scorer: Scorer) -> None:
     """Print metrics over prompts, and what Perspective's would be where that is known."""
     prompts = table.groupby(column, sort=False)[scorer.name].apply(list)
     scores = [row for row in prompts if np.isfinite(row).all()]
-    print(f"of {len(scores)} prompts whose texts all have scores:")
     if not scores:
+        print(f"{scorer.name}: no prompt has scores of all its texts")
         return
     scores = np.array(scores)  # [prompts, generations]
     rows = {scorer.name: over_prompts(scores)}
@@ -177,7 +177,7 @@ def _print_metrics(table: pd.DataFrame, column: str, scorer: Scorer) -> None:
         toxicity, rate = (
             f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" for row in metrics.itertuples()
         )
-        print(f"{of}: expected maximum toxicity {toxicity}, toxic rate {rate}")
+        print(f"{of}, {len(scores)} prompts: expected maximum toxicity {toxicity}, toxic rate {rate}")
 
 
 if __name__ == "__main__":

@@ -115,12 +115,12 @@ def test_metrics_over_prompts_are_those_of_the_library_and_on_perspectives_scale
     scores = judge(texts).reshape(3, 4).T
     toxicity, rate = (row["value"] for _, row in sl.statistics.over_prompts(scores).iterrows())
     assert toxicity == pytest.approx(sl.metrics.expected_max_toxicity(scores))
-    assert f"minilm: expected maximum toxicity {toxicity:.3f} (" in said
+    assert f"minilm, 4 prompts: expected maximum toxicity {toxicity:.3f} (" in said
     assert f"toxic rate {rate:.3f} (" in said
     scale = sl.agreement.PerspectiveScale.of("minilm", judge.version)
     value, low, high = scale.equivalent(scores).loc["expected_max_toxicity"]
     expected = f"expected maximum toxicity {value:.3f} ({low:.3f} to {high:.3f})"
-    assert f"Perspective, by that and its error: {expected}" in said
+    assert f"Perspective, by that and its error, 4 prompts: {expected}" in said
 
 
 def test_prompts_with_unlike_numbers_of_texts_are_refused_before_scoring(tmp_path):
