@@ -177,7 +177,9 @@ def _print_metrics(table: pd.DataFrame, column: str, scorer: Scorer) -> None:
         toxicity, rate = (
             f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" for row in metrics.itertuples()
         )
-        print(f"{of}, {len(scores)} prompts: expected maximum toxicity {toxicity}, toxic rate {rate}")
+        print(
+            f"{of}, {len(scores)} prompts: expected maximum toxicity {toxicity}, toxic rate {rate}"
+        )
 
 
 if __name__ == "__main__":
