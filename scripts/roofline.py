@@ -153,6 +153,7 @@ def method_passes(
         "plain": (1, plain),
         "sasa": (len(values["beta"]), sasa(k, size.stop)),
         "sasa-posterior": (len(values["beta_posterior"]), posterior),
+        "random": (1, posterior),
         "sasa-published": (len(values["beta_published"]), sasa(k, full)),
         "rad": (len(values["beta_rad"]), plain + reward),
         "self-debiasing": (len(values["decay"]), plain + biased),

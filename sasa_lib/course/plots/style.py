@@ -47,6 +47,7 @@ METHOD_NAMES = {
     "static-bias": "static bias",
     "mean-difference": "mean difference",
     "prompt-only": "prompt only",
+    "random": "random direction",
     "random-direction-0": "random direction",
     "shuffled-labels-0": "shuffled labels",
 }
