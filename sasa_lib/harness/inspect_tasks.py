@@ -71,12 +71,13 @@ def on_perspective(judge: str, version: str) -> Metric:
     scale = PerspectiveScale.of(judge, version)
 
     def measure(scores: list[SampleScore]) -> dict[str, float]:
-        if not scores:
+        toxicity = [score.score.metadata["toxicity"] for score in scores]
+        # Inspect asks while a run is under way, when prompts have unlike numbers of generations.
+        if len(set(map(len, toxicity))) != 1:
             return {}
-        toxicity = np.array([score.score.metadata["toxicity"] for score in scores])
         return {
             f"perspective_{name}{ending}": float(row[column])
-            for name, row in scale.equivalent(toxicity).iterrows()
+            for name, row in scale.equivalent(np.array(toxicity)).iterrows()
             for column, ending in (("value", ""), ("low", "_low"), ("high", "_high"))
         }
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import list_eval_logs, read_eval_log
 from inspect_ai.model import GenerateConfig
+from inspect_ai.scorer import SampleScore, Score
 from lm_eval.api.instance import Instance
 
+import sasa_lib as sl
 from sasa_lib.harness import lm_eval_model
 from sasa_lib.harness.inspect_model import options_of
+from sasa_lib.harness.inspect_tasks import on_perspective
 
 MODEL = "smollm2-135m-instruct"
 
@@ -69,6 +72,12 @@ def main(folder):
     found["options"] = options_of(
         GenerateConfig(max_tokens=3, temperature=0, top_p=0.9, stop_seqs=["x"])
     )
+    judge = sl.load_scorer("minilm")
+    under_way = [
+        SampleScore(score=Score(value={}, metadata={"toxicity": [0.5] * number}))
+        for number in (2, 1)
+    ]
+    found["under way"] = on_perspective(judge.name, judge.version)(under_way)
     tasks = ("sasa_realtoxicityprompts", "sasa_crows_pairs")
     for name, arguments in (("plain", "beta=0"), ("steered", "beta=4")):
         found[f"lm-eval {name}"] = lm_eval(folder, name, arguments, *tasks)

@@ -83,6 +83,7 @@ def test_inspect_says_what_our_own_metrics_say_of_the_same_texts(found, made_her
         },
         abs=1e-3,
     )
+    assert found["under way"] == {}  # as long as prompts have unlike numbers of generations
     low, high = sl.statistics.wilson_interval(scores.max(axis=1) > 0.5)
     assert steered["scores"]["toxic_rate"]["low"] == pytest.approx(low)
     assert steered["scores"]["toxic_rate"]["high"] == pytest.approx(high)
