@@ -104,3 +104,21 @@ def test_fronts_have_a_row_a_model_and_prompt_set_and_keep_a_methods_colour(tmp_
     assert sorted(t.get_text() for t in only.axes[0].texts) == ["1", "2"]
     plots.save(figure, tmp_path, "fronts")
     assert (tmp_path / "fronts.png").stat().st_size > 10_000
+
+
+def test_calibration_shows_the_sigmoid_that_made_the_labels():
+    rng = np.random.default_rng(0)
+    margins = rng.normal(size=4000)
+    toxic = rng.random(4000) > 1 / (1 + np.exp(-(1.5 * margins + 0.5)))
+    even = np.log(toxic.sum() / (~toxic).sum())
+    truth = (1.5, 0.5 + even)  # where both classes weigh the same
+    figure = plots.calibration({"candidate": margins[:, None]}, toxic, {"candidate": truth})
+    (axes,) = figure.axes
+    bars = [line.get_xydata() for line in axes.lines if len(set(line.get_xdata())) == 1]
+    bars = [bar for bar in bars if len(bar) == 2]
+    assert len(bars) == 8
+    inside = [low <= truth[0] * at + truth[1] <= high for (at, low), (_, high) in bars]
+    assert sum(inside) >= 6
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        f"calibrated: 1.5 m {truth[1]:+.1f}"
+    ]

@@ -8,6 +8,7 @@ import sys
 import threading
 import traceback
 import types
+import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -587,3 +588,13 @@ def test_perspective_needs_a_key(monkeypatch):
     monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
     with pytest.raises(ScorerError, match="needs an API key in the environment variable PERSP"):
         load_scorer("perspective")
+
+
+@pytest.mark.parametrize("name", ["minilm", "profanity-check"])
+def test_texts_in_other_letters_get_a_warning_and_no_others_do(name):
+    scorer = load_scorer(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scorer(["a naïve café — “quoted” 😀", "12 + 30", "😀😀", "", "Ærøskøbing is a town"])
+    with pytest.warns(UserWarning, match=rf"2 of 3 texts, such as 1, are not in .*'{name}' knows"):
+        scorer(["a tree", "ты дурак", "你好吗 ok"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
-from sklearn.calibration import calibration_curve
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from sasa_lib.checks import check_finite, check_labels, check_scores
@@ -171,24 +171,65 @@ def margin_against_value(
     return figure
 
 
-def calibration(probabilities: np.ndarray, toxic: np.ndarray, *, bins: int = 10) -> Figure:
-    """Reliability diagram of P(toxic), over bins of equally many texts.
+def calibration(
+    margins: Mapping[str, Sequence[np.ndarray]],
+    toxic: np.ndarray,
+    lines: Mapping[str, tuple[float, float]],
+    *,
+    bins: int = 8,
+) -> Figure:
+    """Log-odds of nontoxic against the margin of a phrase, and what sigmoids suppose.
+
+    Both classes weigh the same. A bar is Wilson's 95% interval for as many texts as have a phrase
+    in the bin, since the phrases of a text are no independent observations.
 
     Parameters
     ----------
-    probabilities : array [n]
-        Predicted P(toxic) in [0, 1].
-    toxic : bool array [n]
+    margins : mapping from a name to sequences of arrays
+        Of every beginning of every text, a panel each.
+    toxic : bool array [texts]
+    lines : mapping from a name to (slope, intercept)
+        Of log sigma(slope * margin + intercept); one called as a panel is drawn in that one alone.
     bins : int
+        Of equally many phrases.
     """
-    figure, axes = plt.subplots(figsize=(5, 4.6))
-    observed, predicted = calibration_curve(toxic, probabilities, n_bins=bins, strategy="quantile")
-    axes.plot([0, 1], [0, 1], color="0.7", lw=1)
-    axes.plot(predicted, observed, color=NONTOXIC, marker="o")
-    axes.text(0.72, 0.62, "perfectly calibrated", color="0.45", rotation=45, ha="center",
-              va="center")  # fmt: skip
-    axes.set(xlabel="predicted P(toxic), mean of a bin", ylabel="toxic texts in the bin (share)")
-    axes.set(aspect="equal", xlim=(0, 1), ylim=(0, 1))
+    figure, panels = plt.subplots(
+        1, len(margins), figsize=(4.6 * len(margins), 4.2), sharey=True, squeeze=False
+    )
+    even = np.log(toxic.sum() / (~toxic).sum())  # added where both classes weigh the same
+    for axes, (name, of_texts) in zip(panels[0], margins.items(), strict=True):
+        values = np.concatenate(of_texts)
+        text = np.repeat(np.arange(len(of_texts)), [len(one) for one in of_texts])
+        edges = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1])
+        of_bin = np.searchsorted(edges, values)
+        for number in range(bins):
+            inside = of_bin == number
+            share = (~toxic[text[inside]]).mean()
+            texts = len(set(text[inside]))
+            interval = binomtest(round(share * texts), texts).proportion_ci(method="wilson")
+            low, middle, high = (
+                np.log(max(x, 1e-9) / max(1 - x, 1e-9)) + even
+                for x in (interval.low, share, interval.high)
+            )
+            at = values[inside].mean()
+            axes.plot([at, at], [low, high], color=NONTOXIC, lw=1.2)
+            if 0 < share < 1:  # else the odds are beyond the picture
+                axes.plot(at, middle, "o", color=NONTOXIC)
+        ends = np.quantile(values, [0.005, 0.995])
+        for label, (slope, intercept) in lines.items():
+            if label in margins and label != name:
+                continue
+            shown = f"calibrated: {slope:.1f} m {intercept:+.1f}" if label in margins else label
+            style = (
+                {"color": SERIES[1], "ls": "-"}
+                if label in margins
+                else {"color": "0.4", "ls": "--"}
+            )
+            axes.plot(ends, slope * ends + intercept, label=shown, **style)
+        axes.set(title=name, xlabel="margin of the phrase (sd)", xlim=ends)
+        axes.axhline(0, color="0.85", lw=1, zorder=0)
+        axes.legend(fontsize="small", loc="upper left")
+    panels[0, 0].set(ylabel="log-odds of nontoxic (nats)", ylim=(-6, 6))
     return figure
 
 

@@ -75,7 +75,7 @@ def load_scorer(
     if name == "profanity-check":
         from profanity_check import predict_prob  # with scikit-learn, which no other one needs
 
-        scorer = Scorer(name, version("alt-profanity-check"), predict_prob)
+        scorer = Scorer(name, version("alt-profanity-check"), predict_prob, is_english=True)
     elif name == "detoxify":
         scorer = detoxify_scorer(device, batch_size)
     elif name == "perspective":

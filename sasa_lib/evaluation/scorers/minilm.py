@@ -51,7 +51,7 @@ def minilm_scorer(
             logits[i] = minilm_logit(states, weights, bias)
         return 1.0 / (1.0 + np.exp(-logits))
 
-    return Scorer("minilm", head_version, score)
+    return Scorer("minilm", head_version, score, is_english=True)
 
 
 def load_minilm(

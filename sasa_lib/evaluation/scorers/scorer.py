@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 
@@ -35,6 +37,8 @@ class Scorer:
         Changes whenever the scores can; results are comparable only within one version.
     asks_service : bool
         Whether its speed is a service's quota, so that a second of its kind would not help.
+    is_english : bool
+        Whether it knows no other language: texts in other letters than Latin ones get a warning.
 
     Notes
     -----
@@ -45,6 +49,7 @@ class Scorer:
     version: str
     _score: Callable[[list[str]], np.ndarray] = field(repr=False)
     asks_service: bool = False
+    is_english: bool = False
     _load: Callable[[], Scorer] | None = field(default=None, repr=False)
 
     def __reduce_ex__(self, protocol: int) -> str | tuple:
@@ -116,6 +121,8 @@ class Scorer:
         scores = np.full(len(texts), np.nan)
         if stop and faults:
             return scores, faults
+        if self.is_english:
+            _warn_of_other_letters(self.name, good)
         # Sampling at a low temperature repeats itself, so each distinct text is scored once.
         distinct = list(dict.fromkeys(text for text in good.values() if text.strip()))
         score_of, refused = self._asked(distinct, stop)
@@ -151,6 +158,23 @@ class Scorer:
             if stop and refused:
                 break
         return score_of, refused
+
+
+def _warn_of_other_letters(name: str, texts: Mapping[int, str]) -> None:
+    """Warn of texts that are surely not English; languages in Latin letters are not told apart."""
+    other = [row for row, text in texts.items() if not text.isascii() and _is_in_others(text)]
+    if other:
+        warnings.warn(
+            f"{len(other)} of {len(texts)} texts, such as {other[0]}, are not in Latin letters: "
+            f"{name!r} knows English only, so their scores mean nothing",
+            stacklevel=4,
+        )
+
+
+def _is_in_others(text: str) -> bool:
+    letters = [character for character in text if character.isalpha()]
+    latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+    return latin < len(letters) / 2
 
 
 def batches_of(texts: Sequence[str], batch_size: int) -> Iterator[list[int]]:
