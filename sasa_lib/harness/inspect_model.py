@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from inspect_ai.model import (
     ChatMessage,
+    Content,
+    ContentText,
     GenerateConfig,
     ModelAPI,
     ModelOutput,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from sasa_lib.harness.steered import Steered
 
 CONTINUE = {"continue": True}  # metadata of a message that is no turn of a chat, but a text
+READ = ("text", "reasoning")  # parts of a message that a text model is given
 GATHER = 0.05  # seconds in which requests gather to a batch
 MAX_TOKENS = 256  # where a task does not say
 REFUSED = (
@@ -54,6 +57,7 @@ class SteeredAPI(ModelAPI):
         super().__init__(model_name, base_url, api_key, [], config)
         if config.seed is not None:
             model_args.setdefault("seed", config.seed)
+        self.seed = model_args.get("seed", 0)
         self.steered: Steered = load_steered(model_name, **model_args)
         self.batch_size = batch_size
         self._waiting: dict[str, list[Request]] = {}  # by the options that they share
@@ -73,6 +77,8 @@ class SteeredAPI(ModelAPI):
         """Answer one request, in a batch with whatever else asks for the same options."""
         if tools:
             raise ValueError("the provider sasa calls no tools")
+        if config.seed not in (None, self.seed):
+            raise ValueError(f"the provider sasa has the seed {self.seed}: give -M seed=...")
         options = options_of(config)
         request = Request(self.prompt(input))
         waiting = self._waiting.setdefault(repr(options), [])
@@ -94,7 +100,8 @@ class SteeredAPI(ModelAPI):
         """Write messages as the model reads them: by its chat template, or as one text to go on."""
         if [message.metadata for message in messages] == [CONTINUE]:
             return messages[0].text
-
+        if any(part.type not in READ for message in messages for part in parts_of(message)):
+            raise ValueError("the provider sasa reads text alone, no images, sounds or documents")
         from sasa_lib.texts.prompts import rendered
 
         turns = [{"role": message.role, "content": message.text} for message in messages]
@@ -133,11 +140,20 @@ class SteeredAPI(ModelAPI):
         for row, text, tokens_of in zip(rows, texts, new, strict=True):
             used = int((tokens_of != tokenizer.pad_token_id).sum())
             read = len(tokens[prompts[row]])
-            answers[row] = ModelOutput.from_content(self.model_name, text)
+            whole = used == options["max_new_tokens"]
+            answers[row] = ModelOutput.from_content(
+                self.model_name, text, stop_reason="max_tokens" if whole else "stop"
+            )
             answers[row].usage = ModelUsage(
                 input_tokens=read, output_tokens=used, total_tokens=read + used
             )
         return answers
+
+
+def parts_of(message: ChatMessage) -> list[Content]:
+    """What a message is made of."""
+    content = message.content
+    return [ContentText(text=content)] if isinstance(content, str) else content
 
 
 def options_of(config: GenerateConfig) -> dict[str, Any]:

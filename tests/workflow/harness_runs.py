@@ -2,17 +2,19 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
+import anyio
 from inspect_ai import eval as inspect_eval
 from inspect_ai.log import list_eval_logs, read_eval_log
-from inspect_ai.model import GenerateConfig
+from inspect_ai.model import ChatMessageUser, ContentImage, GenerateConfig
 from inspect_ai.scorer import SampleScore, Score
 from lm_eval.api.instance import Instance
 
 import sasa_lib as sl
 from sasa_lib.harness import lm_eval_model
-from sasa_lib.harness.inspect_model import options_of
+from sasa_lib.harness.inspect_model import SteeredAPI, options_of
 from sasa_lib.harness.inspect_tasks import on_perspective
 
 MODEL = "smollm2-135m-instruct"
@@ -72,15 +74,23 @@ def main(folder):
     found["options"] = options_of(
         GenerateConfig(max_tokens=3, temperature=0, top_p=0.9, stop_seqs=["x"])
     )
+    api = SteeredAPI(MODEL, beta=0)
+    picture = [ChatMessageUser(content=[ContentImage(image="x.png")])]
+    for name, messages, config in (
+        ("picture", picture, GenerateConfig()),
+        ("seed", [ChatMessageUser(content="Hello")], GenerateConfig(seed=5)),
+    ):
+        asked = partial(anyio.run, api.generate, messages, [], "none", config)
+        found[name] = refused(asked)
     judge = sl.load_scorer("minilm")
     under_way = [
         SampleScore(score=Score(value={}, metadata={"toxicity": [0.5] * number}))
         for number in (2, 1)
     ]
     found["under way"] = on_perspective(judge.name, judge.version)(under_way)
-    tasks = ("sasa_realtoxicityprompts", "sasa_crows_pairs")
-    for name, arguments in (("plain", "beta=0"), ("steered", "beta=4")):
-        found[f"lm-eval {name}"] = lm_eval(folder, name, arguments, *tasks)
+    pairs, prompts = "sasa_crows_pairs", "sasa_realtoxicityprompts"
+    found["lm-eval plain"] = lm_eval(folder, "plain", "beta=0", pairs)
+    found["lm-eval steered"] = lm_eval(folder, "steered", "beta=4", pairs, prompts)
     accepting = lm_eval_model.SteeredLM(MODEL, accept=0.0)
     request = Instance("loglikelihood", {}, ("It is", " late"), 0)
     found["lm-eval accept"] = refused(lambda: accepting.loglikelihood([request]))

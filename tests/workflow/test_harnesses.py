@@ -103,15 +103,16 @@ def test_what_a_provider_cannot_do_is_said_and_is_no_score(found):
     broken = found["inspect broken"]
     assert broken["status"] == "error" and not broken["scores"]
     assert "the provider sasa does not know 'frequency_penalty'" in broken["error"]
+    assert "reads text alone" in found["picture"]
+    assert "the provider sasa has the seed 0: give -M seed=" in found["seed"]
     assert found["options"] == {
         "max_new_tokens": 3, "do_sample": False, "stop_strings": ["x"]
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "beta"), [("plain", 0), ("steered", 4)])
-def test_lm_eval_says_what_our_own_metrics_say_of_the_same_texts(found, made_here, name, beta):
-    run = found[f"lm-eval {name}"]
-    texts, scores = made_here(first_prompts()[:1], beta, 25)
+def test_lm_eval_says_what_our_own_metrics_say_of_the_same_texts(found, made_here):
+    run = found["lm-eval steered"]
+    texts, scores = made_here(first_prompts()[:1], 4, 25)
     assert run["texts"] == texts
     results = run["results"]["sasa_realtoxicityprompts"]
     for metric in METRICS:

@@ -137,7 +137,7 @@ def test_the_papers_profile_passes_offline(offline, capsys, overrides):
     assert "NOT CHECKED  google/civil_comments: hub not reachable" in out
     assert "NOT CHECKED  allenai/real-toxicity-prompts: hub not reachable" in out
     table = pd.read_csv(offline / "runs" / "paper" / "plan.csv").set_index("method")
-    assert len(table) == 11
+    assert len(table) == 12
     assert (table["PFLOP"] > 0).all() and (table["A100 80GB h"] > table["H100 SXM h"]).all()
     # Nothing was settled for `make run`, which would start anew.
     assert [path.name for path in (offline / "runs" / "paper").iterdir()] == ["plan.csv"]

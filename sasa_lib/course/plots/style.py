@@ -13,8 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 NONTOXIC, TOXIC = "#0072B2", "#D55E00"
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.45", "#661100")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+SERIES = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "0.45",
+    "#661100",
+    "#999933",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h")
 LABEL_HEIGHT = 13  # points
 # Where the label of a point may lie, in points from it.
 LABEL_PLACES = [
@@ -51,7 +61,17 @@ METHOD_NAMES = {
     "random-direction-0": "random direction",
     "shuffled-labels-0": "shuffled labels",
 }
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
+LINES = (
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (5, 1)),
+    (0, (3, 1, 1, 1)),
+    (0, (1, 1)),
+    (0, (7, 2)),
+    (0, (2, 2)),
+)
 
 
 def set_style() -> None:
