@@ -31,12 +31,12 @@ SNAKEMAKE := $(BIN)/snakemake --cores $(or $(OMP_NUM_THREADS),all) --nolock --re
 
 # From the texts to the table of methods: notebooks 00 to 05.
 run: parameters
-	@$(SNAKEMAKE) --config ordered=1 -- $(MAIN:%=$(RUN)/%.ipynb)
+	@$(SNAKEMAKE) -- $(MAIN:%=$(RUN)/%.ipynb)
 	@$(BIN)/python scripts/notebooks.py report --profile $(PROFILE)
 
 # All notebooks.
 course: parameters
-	@$(SNAKEMAKE) --config ordered=1 -- $(NAMES:%=$(RUN)/%.ipynb)
+	@$(SNAKEMAKE) -- $(NAMES:%=$(RUN)/%.ipynb)
 	@$(BIN)/python scripts/notebooks.py report --profile $(PROFILE)
 
 # One notebook, after those that it needs: `make runs/laptop/03_boundary.ipynb`.

@@ -16,7 +16,6 @@ TABLES = {  # read by one alone
     "13_fronts": ["data/results.csv"],
     "15_your_own": ["data/formality.csv"],
 }
-ORDERED = config.get("ordered")  # one after the other, as they are read
 NAMES = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
@@ -33,23 +32,19 @@ def needs(notebook):
     return json.loads(Path(f"notebooks/{notebook}.ipynb").read_text())["metadata"].get("needs", [])
 
 
-def before(wildcards):
-    """The notebook before one, where they are to run in order: it has to be there, not unchanged."""
-    place = NAMES.index(wildcards.notebook)
-    return ancient(f"runs/{wildcards.run}/{NAMES[place - 1]}.ipynb") if ORDERED and place else []
-
-
 library = digest(*sorted(str(path) for part in LIBRARY for path in Path().glob(part)))
 
 
 rule notebook:
     input:
         needed=lambda w: [f"runs/{w.run}/{name}.ipynb" for name in needs(w.notebook)],
-        before=before,
     params:
         library=library,
         source=lambda w: digest(f"notebooks/{w.notebook}.ipynb", *TABLES.get(w.notebook, [])),
         parameters=lambda w: digest(f"runs/{w.run}/parameters/{w.notebook}.json"),
+    # As they are read. An input that is only there for the order would be `ancient`, and behind one
+    # that runs again Snakemake leaves out whatever else has changed.
+    priority: lambda w: len(NAMES) - NAMES.index(w.notebook)
     # Of which Snakemake tells torch: all, unless a sweep runs several notebooks at once.
     threads: int(config.get("threads", workflow.cores))
     output:

@@ -279,6 +279,7 @@ def test_a_killed_sweep_takes_its_kernels_along_and_goes_on_where_it_stopped(pro
 def snakemake(project, *targets, more=()):
     """Make notebooks of the folder runs/cell; return what was printed."""
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--nolock"]
+    command += ["--scheduler", "greedy"]
     command += ["--rerun-triggers", "params", "input", "mtime", *more, "--"]
     files = [f"runs/cell/{name}.ipynb" for name in targets]
     done = subprocess.run(
@@ -329,6 +330,10 @@ def test_a_notebook_runs_again_only_if_what_it_is_made_of_has_changed(project):
     assert would_run(project, "02_second") == ["02_second"]
     snakemake(project, "02_second")
     assert executed(project / "runs") == {"cell": ["first", "second", "second"]}
+    # All that has changed runs again in one call, whatever else is missing.
+    edit(project / "sasa_lib/sasa.py")
+    everything = ["01_first", "02_second", "03_wait"]
+    assert would_run(project, *everything) == everything
 
 
 def test_every_combination_is_a_cell_with_its_parameters(tmp_path, monkeypatch):
