@@ -28,6 +28,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autosummary_generate = False
+autodoc_mock_imports = ["inspect_ai", "lm_eval"]  # which the site does without
 suppress_warnings = ["ref.python"]  # a type in a docstring may bear the name of two attributes
 default_role = "literal"
 napoleon_google_docstring = False
