@@ -2,6 +2,7 @@
 
     python studies/judge_errors.py
     python studies/judge_errors.py --scorers minilm detoxify
+    python studies/judge_errors.py --own runs/table/generations/plain-*
 
 Prints the tables of docs/scores.md, "Measured". HateCheck (Röttger et al. 2021), the tweets of
 Davidson et al. 2017 and RealToxicityPrompts are read from SASA_SHARED_DATA. Of the latter only
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from train_minilm_scorer import read_texts
 from write_results import as_table
@@ -145,16 +147,38 @@ def long(scorers: dict[str, sl.scorers.Scorer], toxic: list[str], harmless: list
     table(["harmless words", "with", "texts", *scorers], rows)
 
 
+def written(run: Path) -> list[str]:
+    """Read the texts of a run."""
+    return [text for file in sorted(run.glob("shard-*")) for text in pd.read_parquet(file)["text"]]
+
+
+def alike(scorers: dict[str, sl.scorers.Scorer], of: dict[str, list[str]]) -> None:
+    """Print how far two scorers agree on texts that nobody has labelled."""
+    rows = []
+    for said, texts in of.items():
+        first, second = (scorer(texts) for scorer in scorers.values())
+        toxic = np.stack([first, second]) > TOXIC
+        both = toxic.all(axis=0)[toxic.any(axis=0)]
+        rank = spearmanr(first, second).statistic
+        rows.append([said, len(texts), f"{rank:.2f}", *map(share, toxic), share(both)])
+    over = [f"{name} over 0.5" for name in scorers]
+    table(["texts", "number", "rank correlation", *over, "of those over by either, by both"], rows)
+
+
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scorers", nargs="+", default=["minilm", "profanity-check"])
-    scorers = {name: sl.load_scorer(name) for name in parser.parse_args().scorers}
+    parser.add_argument("--own", nargs="*", default=[], type=Path, help="folders of plain runs")
+    options = parser.parse_args()
+    scorers = {name: sl.load_scorer(name) for name in options.scorers}
     texts, reference, _, _, held_out = read_texts(SHARED / "rtp" / "dev.jsonl.gz")
     of = {
         kind: [text for text, yes in zip(texts, side & held_out, strict=True) if yes]
         for kind, side in (("toxic", reference > TOXIC), ("harmless", reference < 0.2))
     }
+    web = {"of the web": [text for text, yes in zip(texts, held_out, strict=True) if yes]}
+    alike(scorers, web | {str(run): written(run) for run in options.own})
     hatecheck(scorers)
     davidson(scorers)
     disguised(scorers, of["toxic"], of["harmless"])
