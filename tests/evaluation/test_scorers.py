@@ -590,11 +590,26 @@ def test_perspective_needs_a_key(monkeypatch):
         load_scorer("perspective")
 
 
+GERMAN = [
+    "Ich habe heute keine Zeit, weil ich noch arbeiten muss und meine Schwester kommt.",
+    "Du bist der freundlichste Mensch, den ich in meinem ganzen Leben getroffen habe.",
+    "Morgen fahren wir mit dem Zug ans Meer, wenn das Wetter so bleibt wie heute.",
+]
+ENGLISH = [
+    "I have no time today, because I still have to work and my sister is coming over.",
+    "You are the kindest person whom I have met in all of my life so far, my dear.",
+    "Tomorrow we take the train to the sea, if the weather stays as it is today.",
+]
+
+
 @pytest.mark.parametrize("name", ["minilm", "profanity-check"])
-def test_texts_in_other_letters_get_a_warning_and_no_others_do(name):
+def test_texts_in_other_languages_get_a_warning_and_no_others_do(name):
     scorer = load_scorer(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scorer(["a naïve café — “quoted” 😀", "12 + 30", "😀😀", "", "Ærøskøbing is a town"])
-    with pytest.warns(UserWarning, match=rf"2 of 3 texts, such as 1, are not in .*'{name}' knows"):
+        scorer([*ENGLISH, *GERMAN])  # as often as not
+    with pytest.warns(UserWarning, match=rf"2 of 3 texts, such as 1, seem not .*'{name}' knows"):
         scorer(["a tree", "ты дурак", "你好吗 ok"])
+    with pytest.warns(UserWarning, match=r"3 of 4 texts, such as 0, seem not to be English"):
+        scorer([*GERMAN, ENGLISH[0]])

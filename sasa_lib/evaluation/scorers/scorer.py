@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,17 @@ import torch
 from sasa_lib import checks
 from sasa_lib.engine import models
 
+WORD = re.compile(r"[^\W\d_]+")
+# Frequent ones that the languages around do not have.
+ENGLISH = frozenset(
+    WORD.findall(
+        "the of to and it that for with be are this you they we by from or have has but his her "
+        "their my your them what all if just like out who when about not she been would there was "
+        "were can its our more than then"
+    )
+)
+MANY_WORDS = 10  # different ones, in a text whose language can be told
+SEVERAL = 3  # texts
 BEYOND = 0.25  # so far a regression on [0, 1] may miss the interval
 
 
@@ -38,7 +50,7 @@ class Scorer:
     asks_service : bool
         Whether its speed is a service's quota, so that a second of its kind would not help.
     is_english : bool
-        Whether it knows no other language: texts in other letters than Latin ones get a warning.
+        Whether it knows no other language: texts that are surely in another get a warning.
 
     Notes
     -----
@@ -122,7 +134,7 @@ class Scorer:
         if stop and faults:
             return scores, faults
         if self.is_english:
-            _warn_of_other_letters(self.name, good)
+            _warn_of_other_languages(self.name, good)
         # Sampling at a low temperature repeats itself, so each distinct text is scored once.
         distinct = list(dict.fromkeys(text for text in good.values() if text.strip()))
         score_of, refused = self._asked(distinct, stop)
@@ -160,18 +172,24 @@ class Scorer:
         return score_of, refused
 
 
-def _warn_of_other_letters(name: str, texts: Mapping[int, str]) -> None:
-    """Warn of texts that are surely not English; languages in Latin letters are not told apart."""
-    other = [row for row, text in texts.items() if not text.isascii() and _is_in_others(text)]
-    if other:
+def _warn_of_other_languages(name: str, texts: Mapping[int, str]) -> None:
+    """Warn of texts in other letters, and where most of the long ones hold no English word."""
+    letters = [row for row, text in texts.items() if not text.isascii() and _in_others(text)]
+    words = {row: set(WORD.findall(text.lower())) for row, text in texts.items()}
+    long = [row for row, of_text in words.items() if len(of_text) >= MANY_WORDS]
+    without = [row for row in long if not words[row] & ENGLISH]
+    # One text in a hundred holds none and is English.
+    others = without if len(without) >= SEVERAL and 2 * len(without) > len(long) else []
+    if found := sorted({*letters, *others}):
         warnings.warn(
-            f"{len(other)} of {len(texts)} texts, such as {other[0]}, are not in Latin letters: "
-            f"{name!r} knows English only, so their scores mean nothing",
+            f"{len(found)} of {len(texts)} texts, such as {found[0]}, seem not to be English, the "
+            f"one language that {name!r} knows: their scores mean nothing",
             stacklevel=4,
         )
 
 
-def _is_in_others(text: str) -> bool:
+def _in_others(text: str) -> bool:
+    """Whether most letters are not Latin ones."""
     letters = [character for character in text if character.isalpha()]
     latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
     return latin < len(letters) / 2
