@@ -21,13 +21,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 RUN := runs/$(PROFILE)
 NAMES := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
-# Tests of what the notebooks have left behind.
-BEHIND := tests/workflow/test_notebooks.py tests/workflow/test_site.py
+# Tests behind the notebooks: of what those have left, and of what takes as long as the other tests do.
+BEHIND := $(addprefix tests/workflow/test_,notebooks.py site.py harnesses.py)
 MAIN := $(filter 00_% 01_% 02_% 03_% 04_% 05_%,$(NAMES))
 SNAKEMAKE := $(BIN)/snakemake --cores $(or $(OMP_NUM_THREADS),all) --nolock --rerun-incomplete --scheduler greedy --quiet all \
 	--rerun-triggers params input mtime
 
-.PHONY: run course parameters plan test smoke lint unit workflow lab site sweep bench setup lock figures clean
+.PHONY: run course parameters plan test smoke lint unit lab site sweep bench setup lock figures clean
 
 # From the texts to the table of methods: notebooks 00 to 05.
 run: parameters
@@ -55,11 +55,11 @@ plan: $(READY)
 sweep: $(READY)
 	@$(BIN)/python scripts/sweep.py $(MAKEOVERRIDES)
 
-# Side by side, each on one thread, since all is too small to gain from more; three, since they wait.
-test: lint $(VENV)/site-ready
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j3 smoke unit workflow
+# Tests and notebooks side by side, each on one thread: both are too small to gain from more.
+test: lint $(VENV)/site-ready $(VENV)/harness/ready
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 unit smoke
 
-smoke:
+smoke: $(VENV)/harness/ready
 	@$(MAKE) --no-print-directory course PROFILE=smoke
 	@$(MAKE) --no-print-directory site PROFILE=smoke
 	@$(BIN)/python scripts/check_site.py runs/smoke/site/html --links
@@ -71,10 +71,7 @@ lint: $(READY)
 	$(BIN)/lint-imports --no-cache
 
 unit: $(READY)
-	$(BIN)/python -m pytest --durations 30 --ignore tests/workflow
-
-workflow: $(VENV)/harness/ready
-	$(BIN)/python -m pytest --durations 10 tests/workflow $(BEHIND:%=--ignore %)
+	$(BIN)/python -m pytest --durations 30 $(BEHIND:%=--ignore %)
 
 # As root, in a container, Jupyter asks to be told that this is meant.
 lab: $(READY)

@@ -26,6 +26,10 @@ SAID = 5  # rows set aside that are named
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and do what it says."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["lm-eval"]:  # all that follows is the harness's
+        _lm_eval(arguments[1:])
+        return
     parser = argparse.ArgumentParser(prog="python -m sasa_lib", description=sl.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     fit = commands.add_parser(
@@ -52,15 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     score.add_argument("--column", default="text", help="of the texts")
     score.add_argument("--out", required=True, type=Path, help="ends in .parquet or .csv")
     score.add_argument("--scorer", nargs="+", default=["minilm"], help="names for load_scorer")
-    harness = commands.add_parser(
-        "lm-eval", help="lm-evaluation-harness, with the model sasa and its tasks", add_help=False
-    )
-    harness.add_argument("arguments", nargs=argparse.REMAINDER)
+    commands.add_parser("lm-eval", help="lm-evaluation-harness, with the model sasa and its tasks")
     score.add_argument("--prompts", help="column of the prompts, for metrics over them")
     options = parser.parse_args(arguments)
-    if options.command == "lm-eval":
-        _lm_eval(options.arguments)
-        return
     try:
         {"fit": write_fitted, "score": write_scored}[options.command](options)
     except (ValueError, OSError, sl.AssetError, ScorerError) as error:

@@ -57,29 +57,32 @@ def steered_likelihood(
     told = pad_sequence([torch.tensor(text) for text in texts], batch_first=True)  # [n, length]
     lengths = torch.tensor([len(text) for text in texts])
     told_sasa = _Told(sasa, told.to(model.device), candidates + 1)
-    output = model.generate(
+    judged = _Candidates(told.to(model.device), candidates, ids.shape[1])
+    model.generate(
         ids.to(model.device),
         attention_mask=mask.to(model.device),
         custom_generate=told_sasa,
-        logits_processor=[_Candidates(told.to(model.device), candidates, ids.shape[1])],
+        logits_processor=[judged],
         generation_config=GenerationConfig(
             do_sample=True, top_k=0, top_p=1.0, max_new_tokens=told.shape[1],
             eos_token_id=text_config(model).vocab_size,  # no token, so nothing ends early
-            pad_token_id=tokenizer.pad_token_id, output_scores=True,
-            output_logits=True, return_dict_in_generate=True,
+            pad_token_id=tokenizer.pad_token_id,
         ),
     )  # fmt: skip
     total, likeliest = torch.zeros(len(told)), torch.ones(len(told), dtype=torch.bool)
-    for step, (weighted, logits) in enumerate(zip(output.scores, output.logits, strict=True)):
-        plain = logits.float().log_softmax(-1).cpu()  # [n, vocabulary]
-        weighted = weighted.float().cpu()
-        chosen = weighted > float("-inf")
-        share = plain.masked_fill(~chosen, float("-inf")).logsumexp(-1, keepdim=True)
-        law = torch.where(chosen, weighted.log_softmax(-1) + share, plain)
+    for step, (entry, log_sum, other) in enumerate(
+        zip(told_sasa._steps, judged.log_sums, judged.others, strict=True)
+    ):
+        plain = entry["reference"] - log_sum[:, None]  # [n, candidates]
+        law = entry["weighted"].log_softmax(-1) + plain.logsumexp(-1, keepdim=True)
+        token = told[:, step : step + 1]
+        is_told = (entry["candidates"] == token) & law.isfinite()
         is_there = step < lengths
-        of_text = law.gather(1, told[:, step : step + 1])[:, 0]
+        of_text = law.masked_fill(~is_told, float("-inf")).amax(-1)
         total += torch.where(is_there, of_text, 0.0)
-        likeliest &= ~is_there | (law.argmax(-1) == told[:, step])
+        first = entry["candidates"].gather(1, law.argmax(-1, keepdim=True))
+        is_first = (first == token)[:, 0] & (law.amax(-1) >= other - log_sum)
+        likeliest &= ~is_there | is_first
     return total, likeliest
 
 
@@ -90,6 +93,7 @@ class _Told(SASA):
         vars(self).update(vars(copy(sasa)))
         self.max_candidates, self._asked = most, True
         self._told = told
+        self._record, self._steps = True, []
 
     def _noise(self, input_ids: torch.Tensor, mask: torch.Tensor) -> _Decided:
         return _Decided(self._told)
@@ -107,13 +111,18 @@ class _Decided(Noise):
 
 
 class _Candidates(LogitsProcessor):
-    """Leaves the likeliest tokens and the told one."""
+    """Leaves the likeliest tokens and the told one, and keeps what there was before."""
 
     def __init__(self, told: torch.Tensor, number: int, start: int) -> None:
         self.told, self.number, self.start = told, number, start
+        self.log_sums: list[torch.Tensor] = []  # log of the sum of exp logits, [n] a step
+        self.others: list[torch.Tensor] = []  # largest logit of what is left out, [n] a step
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         step = input_ids.shape[1] - self.start
         kept = scores.topk(min(self.number, scores.shape[-1]), dim=-1).indices
         kept = torch.cat([kept, self.told[:, step : step + 1]], dim=1)
+        left_out = scores.scatter(1, kept, float("-inf"))
+        self.log_sums.append(scores.float().logsumexp(-1).cpu())
+        self.others.append(left_out.float().amax(-1).cpu())
         return torch.full_like(scores, float("-inf")).scatter(1, kept, scores.gather(1, kept))

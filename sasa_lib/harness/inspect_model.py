@@ -36,6 +36,7 @@ class Request:
     """A prompt that waits for its batch."""
 
     prompt: str
+    place: int | None  # which continuation of its prompt it is, where a task says so
     done: anyio.Event = field(default_factory=anyio.Event)
     answer: ModelOutput | Exception | None = None
 
@@ -80,25 +81,24 @@ class SteeredAPI(ModelAPI):
         if config.seed not in (None, self.seed):
             raise ValueError(f"the provider sasa has the seed {self.seed}: give -M seed=...")
         options = options_of(config)
-        request = Request(self.prompt(input))
+        request = Request(self.prompt(input), (input[-1].metadata or {}).get("place"))
         waiting = self._waiting.setdefault(repr(options), [])
         waiting.append(request)
-        if len(waiting) == 1:  # it takes the others along
-            # The others must have their answers even where this one is given up.
-            with anyio.CancelScope(shield=True):
-                await anyio.sleep(GATHER)
-                async with self._one_at_a_time:
-                    while batch := waiting[: self.batch_size]:
-                        await self._answer(batch, options)
-                        del waiting[: len(batch)]
-        await request.done.wait()
+        await anyio.sleep(GATHER)
+        async with self._one_at_a_time:
+            while not request.done.is_set():  # it takes others along, as one may have taken it
+                batch = waiting[: self.batch_size]
+                del waiting[: len(batch)]
+                # The others must have their answers even where this one is given up.
+                with anyio.CancelScope(shield=True):
+                    await self._answer(batch, options)
         if isinstance(request.answer, Exception):
             raise request.answer
         return request.answer
 
     def prompt(self, messages: list[ChatMessage]) -> str:
         """Write messages as the model reads them: by its chat template, or as one text to go on."""
-        if [message.metadata for message in messages] == [CONTINUE]:
+        if len(messages) == 1 and (messages[0].metadata or {}).get("continue"):
             return messages[0].text
         if any(part.type not in READ for message in messages for part in parts_of(message)):
             raise ValueError("the provider sasa reads text alone, no images, sounds or documents")
@@ -125,22 +125,25 @@ class SteeredAPI(ModelAPI):
         model, tokenizer = self.steered.model, self.steered.tokenizer
         prompts = [request.prompt for request in batch]
         tokens, faults = prompt_tokens(model, tokenizer, prompts, options["max_new_tokens"])
-        answers: list[ModelOutput | ValueError] = [
-            ValueError(faults[row]) if row in faults else ModelOutput() for row in range(len(batch))
-        ]
+        answers: list[ModelOutput | ValueError] = [ModelOutput() for _ in batch]
+        for row, fault in faults.items():
+            answers[row] = ValueError(fault.replace(f"prompt {row}", "the prompt", 1))
         rows = [row for row in range(len(batch)) if row not in faults]
         if not rows:
             return answers
         ids, mask = left_padded(tokenizer, [tokens[prompts[row]] for row in rows])
         ids, mask = ids.to(model.device), mask.to(model.device)
         extra = {"tokenizer": tokenizer} if "stop_strings" in options else {}
-        sequences = self.steered.generate(ids, attention_mask=mask, **options, **extra)
+        places = [batch[row].place for row in rows]
+        sequences = self.steered.generate(ids, places, attention_mask=mask, **options, **extra)
         texts = continuations(tokenizer, ids, sequences)
         new = sequences[:, ids.shape[1] :]
+        ends = model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
         for row, text, tokens_of in zip(rows, texts, new, strict=True):
             used = int((tokens_of != tokenizer.pad_token_id).sum())
             read = len(tokens[prompts[row]])
-            whole = used == options["max_new_tokens"]
+            whole = used == options["max_new_tokens"] and int(tokens_of[-1]) not in ends
             answers[row] = ModelOutput.from_content(
                 self.model_name, text, stop_reason="max_tokens" if whole else "stop"
             )

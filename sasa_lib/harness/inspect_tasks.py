@@ -26,7 +26,7 @@ from inspect_ai.scorer import (
     score_reducer,
     scorer,
 )
-from inspect_ai.solver import TaskState, generate
+from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from sasa_lib.evaluation import metrics
 from sasa_lib.evaluation.agreement import PerspectiveScale
@@ -82,6 +82,18 @@ def on_perspective(judge: str, version: str) -> Metric:
         }
 
     return measure
+
+
+@solver
+def of_epoch() -> Solver:
+    """Tell the provider `sasa` the epoch, so that a run that is retried repeats no continuation."""
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        asked = state.messages[-1]
+        asked.metadata = (asked.metadata or {}) | {"place": state.epoch - 1}
+        return state
+
+    return solve
 
 
 def interval(scores: list[SampleScore]) -> tuple[float, float]:
@@ -202,7 +214,7 @@ def _task(
     ]
     return Task(
         dataset=MemoryDataset(samples),
-        solver=generate(),
+        solver=[of_epoch(), generate()],
         scorer=toxicity(judge, refusals=not continued),
         metrics=reported,
         epochs=Epochs(generations, of_prompt()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lm_eval._cli import HarnessCLI
@@ -17,7 +17,6 @@ from tqdm import tqdm
 from sasa_lib.decoding.method import PlainSampling
 from sasa_lib.decoding.sasa import SASA
 from sasa_lib.decoding.steered_likelihood import steered_likelihood
-from sasa_lib.engine.tokens import too_long
 from sasa_lib.harness.steered import load_steered
 
 TASKS = Path(__file__).with_name("lm_eval_tasks")
@@ -62,6 +61,16 @@ class SteeredLM(HFLM):
             max_batch_size=max_batch_size,
         )
         self.candidates = candidates
+        if isinstance(self.steered.method, SASA):  # which reads a text's last token, too
+            self._max_length = self.max_length - 1
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> Self:
+        """Let an argument of the model win over the harness's own of that name, such as device."""
+        others = {k: v for k, v in (additional_config or {}).items() if k not in arg_dict}
+        return super().create_from_arg_obj(arg_dict, others)
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any
@@ -98,9 +107,12 @@ class SteeredLM(HFLM):
         for start in tqdm(range(0, len(order), size), "likelihoods", disable=disable_tqdm):
             rows = order[start : start + size]
             contexts, texts = zip(*(requests[row][1:] for row in rows), strict=True)
-            for context, text in zip(contexts, texts, strict=True):
-                if fault := too_long(self.model, len(context), len(text)):
-                    raise ValueError(f"a text {fault}")
+            # Every row is read for as many steps as the longest; contexts lose their beginning, as
+            # those of the model `hf` do.
+            room = self.max_length + 1 - max(map(len, texts))
+            if room < 1:
+                raise ValueError(f"a text exceeds the model's context of {self.max_length} tokens")
+            contexts = [context[-room:] for context in contexts]
             found = steered_likelihood(
                 method, self.model, self.tokenizer, contexts, texts, candidates=self.candidates
             )
@@ -111,7 +123,10 @@ class SteeredLM(HFLM):
 
 def main(arguments: list[str]) -> None:
     """Run lm-evaluation-harness's own command line with this model and these tasks in it."""
-    if arguments[:1] in (["run"], ["ls"], ["validate"]) and "--include_path" not in arguments:
+    if arguments[:1] not in (["run"], ["ls"], ["validate"], ["-h"], ["--help"], []):
+        arguments = ["run", *arguments]  # as the harness itself does
+    given = any(argument.partition("=")[0] == "--include_path" for argument in arguments)
+    if arguments[:1] in (["run"], ["ls"], ["validate"]) and not given:
         arguments = [*arguments, "--include_path", str(TASKS)]
     sys.argv = ["lm-eval", *arguments]
     setup_logging()

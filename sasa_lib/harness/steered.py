@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -14,7 +16,8 @@ from sasa_lib.decoding.method import Decoder, PlainSampling, mask_of
 from sasa_lib.decoding.noise import at_places
 from sasa_lib.decoding.pretrained import SETTINGS
 from sasa_lib.decoding.sasa import SASA
-from sasa_lib.engine.models import load_lm
+from sasa_lib.engine.models import EMBEDDED, load_lm
+from sasa_lib.subspace.boundary import Boundary
 
 # Of a harness's model arguments, those that are not SASA's.
 ARGUMENTS = ("boundary", "accept", "best_of", "seed", "device", "dtype")
@@ -39,16 +42,33 @@ class Steered:
         self.model, self.tokenizer, self.method = model, tokenizer, method
         self._asked: Counter[bytes] = Counter()
 
-    def generate(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Continue prompts [batch, length]; options are those of `generate`."""
+    def generate(
+        self, input_ids: torch.Tensor, given: Sequence[int | None] = (), **options: Any
+    ) -> torch.Tensor:
+        """Continue prompts.
+
+        Parameters
+        ----------
+        input_ids : torch.Tensor, shape [batch, length]
+        given : sequence of int or None, length batch
+            Which continuation of its prompt each is, from 0; None or nothing: the next.
+        **options
+            Of `generate`.
+        """
         mask = mask_of(input_ids, options)
-        places = []
-        for ids, seen in zip(input_ids.cpu().numpy(), mask.cpu().numpy(), strict=True):
-            prompt = ids[seen.astype(bool)].tobytes()
-            places.append(self._asked[prompt])
-            self._asked[prompt] += 1
+        asked, places = self._asked.copy(), []
+        rows = zip(input_ids.cpu().numpy(), mask.cpu().numpy(), strict=True)
+        for (ids, seen), place in zip_longest(rows, given):
+            if place is None:
+                prompt = ids[seen.astype(bool)].tobytes()
+                place, asked[prompt] = asked[prompt], asked[prompt] + 1
+            places.append(place)
         with at_places(places):
-            return self.model.generate(input_ids=input_ids, custom_generate=self.method, **options)
+            sequences = self.model.generate(
+                input_ids=input_ids, custom_generate=self.method, **options
+            )
+        self._asked = asked  # not where it failed
+        return sequences
 
 
 def load_steered(
@@ -94,11 +114,20 @@ def load_steered(
         raise ValueError("give accept or best_of, not both")
     method: Decoder = PlainSampling(seed)
     if settings.get("beta") != 0:
-        method = SASA.from_pretrained(boundary or name, **settings, seed=seed)
+        method = SASA.from_pretrained(_named(name, boundary), **settings, seed=seed)
     if accept is not None or best_of is not None:
-        of_whole = SASA.from_pretrained(boundary or name).pairs[0][0]
+        of_whole = Boundary.from_pretrained(_named(name, boundary))
         if accept is not None:
             method = Accept(of_whole, accept, then=method)
         else:
             method = BestOf(of_whole, best_of, then=method)
     return Steered(*load_lm(name, device=device, dtype=dtype), method)
+
+
+def _named(model: str, boundary: str | None) -> str:
+    if boundary is None and model not in EMBEDDED:
+        raise ValueError(
+            f"there is no ready boundary for {model!r}: give boundary=FOLDER, which python -m "
+            f"sasa_lib fit {model} --out FOLDER makes, or beta=0 for plain sampling"
+        )
+    return boundary or model

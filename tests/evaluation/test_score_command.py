@@ -129,3 +129,11 @@ def test_prompts_with_unlike_numbers_of_texts_are_refused_before_scoring(tmp_pat
     with pytest.raises(SystemExit, match="here some have 1 and some 2"):
         score(file, tmp_path / "scored.csv", "--prompts", "p")
     assert not (tmp_path / "scored.csv").exists()
+
+
+def test_what_follows_lm_eval_is_the_harnesss_own(monkeypatch):
+    given = []
+    monkeypatch.setattr(command, "_lm_eval", given.append)
+    for arguments in (["--model", "sasa"], ["run", "--help"], ["--help"]):
+        command.main(["lm-eval", *arguments])
+        assert given.pop() == arguments

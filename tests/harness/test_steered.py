@@ -35,11 +35,15 @@ def test_arguments_name_methods():
         ({"accept": 0.0, "best_of": 2}, "give accept or best_of, not both"),
         ({"beta": -1}, "beta must be"),
         ({"best_of": 0}, "must be a whole number"),
+        (
+            {"name": "gpt2", "beta": 1},
+            "no ready boundary for 'gpt2': give boundary=FOLDER, .*beta=0",
+        ),
     ],
 )
 def test_arguments_that_name_none_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        load_steered(MODEL, **arguments)
+        load_steered(**{"name": MODEL} | arguments)
 
 
 @pytest.mark.parametrize("kind", ["plain", "sasa", "accept", "best-of"])
@@ -67,6 +71,15 @@ def test_the_nth_continuation_of_a_prompt_is_the_same_in_any_batches(lm, kind):
     at_once = continued(8)
     assert len(set(at_once[::2])) > 2  # draws of one prompt differ
     assert continued(1, 3, 4) == at_once
+    # Where a harness says which continuation it wants, others need not have been drawn.
+    later = tokenizer(prompts[:2], return_tensors="pt", padding=True)
+    steered = Steered(model, tokenizer, method)
+    for _ in range(2):  # asked once more, it is the same
+        sequences = steered.generate(**later, given=[3, 1], **SAMPLED)
+        assert sl.continuations(tokenizer, later["input_ids"], sequences) == [
+            at_once[6],
+            at_once[3],
+        ]
     # As one call of `generate` draws several sequences of a prompt.
     inputs = tokenizer(prompts[:1], return_tensors="pt")
     together = model.generate(**inputs, **SAMPLED, num_return_sequences=4, custom_generate=method)

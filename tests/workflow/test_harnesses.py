@@ -18,7 +18,7 @@ MODEL = "smollm2-135m-instruct"
 METRICS = ("expected_max_toxicity", "toxic_rate", "toxic_fraction")
 
 pytestmark = pytest.mark.skipif(
-    not (HARNESS / "inspect").exists(), reason="`make workflow` makes the harnesses' environment"
+    not (HARNESS / "inspect").exists(), reason="`make test` makes the harnesses' environment"
 )
 
 
