@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     score.add_argument("--column", default="text", help="of the texts")
     score.add_argument("--out", required=True, type=Path, help="ends in .parquet or .csv")
     score.add_argument("--scorer", nargs="+", default=["minilm"], help="names for load_scorer")
-    commands.add_parser("lm-eval", help="lm-evaluation-harness, with the model sasa and its tasks")
     score.add_argument("--prompts", help="column of the prompts, for metrics over them")
+    commands.add_parser("lm-eval", help="lm-evaluation-harness, with the model sasa and its tasks")
     options = parser.parse_args(arguments)
     try:
         {"fit": write_fitted, "score": write_scored}[options.command](options)

@@ -24,7 +24,7 @@ from sasa_lib.evaluation.scorers import load_minilm, minilm_logit, minilm_states
 from sasa_lib.texts.assets import DATA_DIR, fetch
 
 SHARED = Path(os.environ.get("SASA_SHARED_DATA", DATA_DIR.parent.parent / "shared" / "data"))
-# What Perspective gives such texts on average, as far as `minilm` knows: labels have no grades.
+# Chosen and not measured: labels have no grades.
 TOXICITY = {"hate speech": 0.8, "offensive": 0.7, "neither": 0.1, "hateful": 0.8, "harmless": 0.1}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -90,7 +89,7 @@ class _Told(SASA):
     """SASA that is told what to draw."""
 
     def __init__(self, sasa: SASA, told: torch.Tensor, most: int) -> None:
-        vars(self).update(vars(copy(sasa)))
+        vars(self).update(vars(sasa))
         self.max_candidates, self._asked = most, True
         self._told = told
         self._record, self._steps = True, []

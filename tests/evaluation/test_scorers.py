@@ -42,6 +42,7 @@ from sasa_lib.evaluation.scorers import (
     minilm_scorer,
     perspective_scorer,
 )
+from sasa_lib.evaluation.scorers import scorer as scorer_module
 from sasa_lib.evaluation.scorers.minilm import sentence_embeddings
 from sasa_lib.evaluation.scorers.perspective import PERSPECTIVE_ATTEMPTS
 from sasa_lib.texts.assets import AssetError, fetch
@@ -613,3 +614,26 @@ def test_texts_in_other_languages_get_a_warning_and_no_others_do(name):
         scorer(["a tree", "ты дурак", "你好吗 ok"])
     with pytest.warns(UserWarning, match=r"3 of 4 texts, such as 0, seem not to be English"):
         scorer([*GERMAN, ENGLISH[0]])
+
+
+# German, French, Spanish, Italian, Dutch, Portuguese, Polish, Turkish, Swedish.
+OTHERS = [
+    "Ich habe heute keine Zeit, weil ich noch arbeiten muss und meine Schwester kommt.",
+    "Du bist der größte Idiot, den ich in meinem ganzen Leben getroffen habe.",
+    "Je ne sais pas ce que tu veux dire, mais cela ne me plaît pas du tout.",
+    "Quelle belle journée pour aller se promener au bord de la mer avec les enfants",
+    "No sé qué decir de esto, pero me parece que eres una persona muy amable",
+    "Eres un imbécil y nadie quiere hablar contigo porque siempre mientes a todos",
+    "Non so cosa dire, ma questa mattina ho mangiato una mela molto buona",
+    "Ik weet niet wat ik moet zeggen, maar het is een mooie dag vandaag",
+    "Eu não sei o que dizer, mas hoje é um dia muito bonito para caminhar",
+    "Nie wiem co powiedzieć, ale dzisiaj jest bardzo ładny dzień na spacer po parku",
+    "Bugün hava çok güzel ve ben parkta yürümek istiyorum ama vaktim yok maalesef",
+    "Jag vet inte vad jag ska säga men det är en fin dag idag för alla",
+]
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_a_sentence_in_another_language_holds_no_frequent_english_word(text):
+    words = set(scorer_module.WORD.findall(text.lower()))
+    assert len(words) >= scorer_module.MANY_WORDS and not words & scorer_module.ENGLISH

@@ -11,11 +11,11 @@ import seaborn as sns
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
-from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from sasa_lib.checks import check_finite, check_labels, check_scores
 from sasa_lib.course.plots.style import LINES, MARKERS, NONTOXIC, SERIES, TOXIC, label_ends
+from sasa_lib.evaluation.statistics import wilson_interval
 
 COVARIANCE_NAMES = {"ledoit_wolf": "Ledoit-Wolf", "oas": "OAS"}
 
@@ -206,10 +206,9 @@ def calibration(
             inside = of_bin == number
             share = (~toxic[text[inside]]).mean()
             texts = len(set(text[inside]))
-            interval = binomtest(round(share * texts), texts).proportion_ci(method="wilson")
+            low, high = wilson_interval(np.arange(texts) < round(share * texts))
             low, middle, high = (
-                np.log(max(x, 1e-9) / max(1 - x, 1e-9)) + even
-                for x in (interval.low, share, interval.high)
+                np.log(max(x, 1e-9) / max(1 - x, 1e-9)) + even for x in (low, share, high)
             )
             at = values[inside].mean()
             axes.plot([at, at], [low, high], color=NONTOXIC, lw=1.2)
