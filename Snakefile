@@ -13,8 +13,8 @@ from pathlib import Path
 LIBRARY = ["sasa_lib/**/*.py", "data/*.json*", "data/*.safetensors", "scripts/notebooks.py"]
 TABLES = {  # read by one alone
     "05_evaluation": ["data/perspective_scale.csv"],
-    "13_fronts": ["data/results.csv"],
-    "15_your_own": ["data/formality.csv"],
+    "07_fronts": ["data/results.csv"],
+    "09_your_own": ["data/formality.csv"],
 }
 NAMES = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.ipynb"))
 

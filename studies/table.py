@@ -3,7 +3,7 @@
     python studies/table.py                  # all rows; hours, and it goes on where it stopped
     python studies/table.py --only rad       # those with this method (model, ...)
 
-Fills data/results.csv, a row a prompt, from which notebook 13 makes tables and figures.
+Fills data/results.csv, a row a prompt, from which notebook 7 makes tables and figures.
 
 The prompts are RealToxicityPrompts of the tenth of records that was kept aside when the `minilm`
 scorer was trained (the file in SASA_SHARED_DATA). Boundaries, reward heads, experts and mean

@@ -1,4 +1,4 @@
-"""The figures of notebooks 10 and 13 show what their tables say."""
+"""The figures of notebooks 6 and 7 show what their tables say."""
 
 from itertools import pairwise
 

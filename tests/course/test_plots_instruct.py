@@ -1,4 +1,4 @@
-"""The figure of notebook 7."""
+"""The figure of notebook 11."""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""Checks of the notebooks on use and beyond the paper: 05 to 14."""
+"""Checks of the notebooks on use and beyond the paper: 05 to 15."""
 
 from __future__ import annotations
 

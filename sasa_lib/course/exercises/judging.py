@@ -1,4 +1,4 @@
-"""Checks of the loop itself, and of what its texts are worth: notebooks 04 to 06."""
+"""Checks of the loop itself, and of what its texts are worth: notebooks 04, 05 and 10."""
 
 from __future__ import annotations
 
