@@ -62,7 +62,6 @@ test: lint $(VENV)/site-ready $(VENV)/harness/ready
 smoke: $(VENV)/harness/ready
 	@$(MAKE) --no-print-directory course PROFILE=smoke
 	@$(MAKE) --no-print-directory site PROFILE=smoke
-	@$(BIN)/python scripts/check_site.py runs/smoke/site/html --links
 	@$(BIN)/python -m pytest --durations 10 $(BEHIND)
 
 lint: $(READY)
