@@ -56,7 +56,7 @@ sweep: $(READY)
 	@$(BIN)/python scripts/sweep.py $(MAKEOVERRIDES)
 
 # Tests and notebooks side by side, each on one thread: both are too small to gain from more.
-test: lint $(VENV)/site-ready $(VENV)/harness/ready
+test: lint $(VENV)/site-ready
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 unit smoke
 
 smoke: $(VENV)/harness/ready

@@ -27,7 +27,7 @@ from tqdm import tqdm
 import sasa_lib as sl
 from sasa_lib.decoding import repeated
 from sasa_lib.engine.models import EMBEDDED
-from sasa_lib.subspace.embeddings import buckets_of, tokenised
+from sasa_lib.subspace.embeddings import buckets_of, tokenised, tokens_at_once
 
 FOLDER = Path("runs/bench")
 BASE = {"sequences": 25, "k": 10, "prompt": 16, "new": 20}
@@ -189,7 +189,7 @@ def measure_extraction(name: str, repetitions: int) -> None:
         torch.nn.utils.rnn.pad_sequence(
             [torch.tensor(tokens[row]) for row in rows], batch_first=True
         ).to(model.device)
-        for rows in buckets_of([len(ids) for ids in tokens], 4096)
+        for rows in buckets_of([len(ids) for ids in tokens], tokens_at_once(model))
     ]
     for repetition in range(repetitions):
         synchronise()

@@ -300,7 +300,10 @@ for kind in ("random_direction", "shuffled_labels"):
             ),
         )
 LOGISTIC = [name for name in METHODS if name.endswith("-logistic")]
-MAIN = ["plain", "sasa-relabelled", "sasa", "sasa-posterior", "best-of", "accept-posterior", "rad"]
+MAIN = [
+    "plain", "sasa-relabelled", "sasa", "sasa-posterior", "best-of", "accept", "accept-posterior",
+    "rad",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

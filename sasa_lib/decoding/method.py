@@ -176,11 +176,11 @@ class PlainSampling(Decoder):
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         """Sample; `model.generate` calls this with what it has prepared."""
         self.check_call(model, generation_config, {"assistant_model"} & set(kwargs))
-        processors = keyed_draw(
+        processors, config = keyed_draw(
             logits_processor, self.seed, input_ids, kwargs.get("attention_mask"), generation_config
         )
         kwargs.pop("tokenizer", None)
-        return model._sample(input_ids, processors, stopping_criteria, generation_config, **kwargs)
+        return model._sample(input_ids, processors, stopping_criteria, config, **kwargs)
 
 
 def _keep_mode_arguments() -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import copy
 from itertools import takewhile
 
 import torch
@@ -200,14 +201,18 @@ def keyed_draw(
     input_ids: torch.Tensor,
     mask: torch.Tensor | None,
     config: GenerationConfig,
-) -> LogitsProcessorList:
+) -> tuple[LogitsProcessorList, GenerationConfig]:
     """One processor in place of all: of what they leave, only what `Noise` draws is left.
 
-    Without sampling they stay as they are, but for a check that the logits are finite.
+    Without sampling they stay as they are, but for a check that the logits are finite. The config
+    says how the token that is left is taken: as the best one, since sampling among one would
+    draw a random number for every token of the vocabulary.
     """
     mask = torch.ones_like(input_ids) if mask is None else mask
     noise = Noise(seed, input_ids, mask) if config.do_sample else None
-    return LogitsProcessorList([_Drawn(processors, noise)])
+    decided = copy(config)
+    decided.do_sample = False
+    return LogitsProcessorList([_Drawn(processors, noise)]), decided
 
 
 class _Drawn(LogitsProcessor):

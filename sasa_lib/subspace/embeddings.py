@@ -28,6 +28,8 @@ from sasa_lib.subspace.probes import check_reading
 
 POOLINGS = ("last", "mean")
 PART = 512  # texts whose embeddings are kept together in one file
+# Tokens in one forward pass: on two cores 1,024 run a third faster than 4,096.
+ON_CPU, ELSEWHERE = 1024, 4096
 
 
 def extract(
@@ -37,7 +39,7 @@ def extract(
     *,
     layers: Sequence[int | float] = (-1,),
     pooling: str = "last",
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     folder: str | Path | UPath | None = None,
     set_aside: bool = False,
     engine: str | None = None,
@@ -61,9 +63,9 @@ def extract(
         The hidden state of the last token, or the mean over the response's tokens. The
         very first position of the sequence is left out of the mean where anything else is left:
         it is an attention sink whose state says nothing about the text.
-    batch_tokens : int
+    batch_tokens : int, optional
         Largest number of tokens in one forward pass, padding included. It does not change the
-        result beyond floating-point rounding.
+        result beyond floating-point rounding. None: 1,024 on a CPU, 4,096 elsewhere.
     folder : str, Path or UPath, optional
         Keep the embeddings here, a folder or an address that fsspec knows, every few hundred texts
         as they come: the next extraction of the same texts by the same model, with either pooling,
@@ -92,7 +94,7 @@ def extract(
         raise ValueError("engine='ray' needs folder=..., one that all machines see")
     check_choice("pooling", pooling, POOLINGS)
     model = language_model(model)
-    batch_tokens = check_count("batch_tokens", batch_tokens)
+    batch_tokens = tokens_at_once(model, batch_tokens)
     layers = [check_layer(model, layer) for layer in as_list(layers, "layers")]
     if not layers:
         raise ValueError("expected a list of at least one layer")
@@ -147,7 +149,7 @@ def token_states(
     *,
     layer: int | float = -1,
     prompts: bool = False,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Hidden states of every token of every text, batch by batch, the longest texts first.
 
@@ -171,6 +173,7 @@ def token_states(
     layer = check_layer(model, layer)
     check_reading(model, [layer])
     texts = tokenised(model, tokenizer, corpus)
+    batch_tokens = tokens_at_once(model, batch_tokens)
     for rows in buckets_of([len(text.tokens) for text in texts], batch_tokens):
         hidden = hidden_states(model, [texts[i].tokens for i in rows], [layer])
         for row, states in zip(rows, hidden[:, 0].float().cpu(), strict=True):
@@ -329,6 +332,13 @@ def _embed(
             embeddings[row] = _pooled(states, texts[row].start, len(texts[row].tokens))
         bar.update(len(rows))
     return embeddings
+
+
+def tokens_at_once(model: PreTrainedModel, asked: int | None = None) -> int:
+    """Return how many tokens one forward pass takes, where nobody says."""
+    if asked is not None:
+        return check_count("batch_tokens", asked)
+    return ON_CPU if model.device.type == "cpu" else ELSEWHERE
 
 
 def buckets_of(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

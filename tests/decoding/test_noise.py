@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 from transformers import (
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -87,11 +88,8 @@ def test_draws_have_the_shares_of_the_softmax(top_k):
     warpers = LogitsProcessorList([TemperatureLogitsWarper(1.5)])
     if top_k:
         warpers.append(TopKLogitsWarper(top_k))
-
-    class Sampled:
-        do_sample = True
-
-    draw = keyed_draw(warpers, 4, prompts, None, Sampled)
+    draw, config = keyed_draw(warpers, 4, prompts, None, GenerationConfig(do_sample=True))
+    assert not config.do_sample  # the one token that is left is no matter of chance
     expected = warpers(prompts, logits)[0].double().softmax(-1).numpy()
     tables = []
     for _ in range(2):

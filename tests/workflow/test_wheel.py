@@ -116,13 +116,3 @@ def test_the_pip_section_of_conda_is_enough_for_a_notebook(tmp_path):
     notebook = PROJECT / "notebooks" / "00_start.ipynb"
     said = executed(python, notebook, tmp_path, run=tmp_path / "results", **SMALL)
     assert f"Results lie in {tmp_path / 'results'}" in said
-
-
-def test_a_missing_result_is_named_with_the_command_that_makes_it(installed, tmp_path):
-    notebook = PROJECT / "notebooks" / "05_evaluation.ipynb"
-    arguments = ["-m", "papermill", notebook, "out.ipynb", "-p", "n_prompts", "4"]
-    with pytest.raises(AssertionError) as stopped:
-        run(installed, *arguments, folder=tmp_path)
-    said = str(stopped.value).replace("\n", " ")
-    assert "has no boundary.safetensors, which notebook 03_boundary writes: run it first" in said
-    assert "`papermill 03_boundary.ipynb 03_boundary.out.ipynb -p run runs/laptop`" in said

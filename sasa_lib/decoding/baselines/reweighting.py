@@ -69,11 +69,10 @@ class Reweighting(Decoder):
         then = self.then
         if then is None:
             kwargs.pop("tokenizer", None)
+            config = generation_config
             if self.seed is not None:
-                processors = keyed_draw(processors, self.seed, input_ids, mask, generation_config)
-            return model._sample(
-                input_ids, processors, stopping_criteria, generation_config, **kwargs
-            )
+                processors, config = keyed_draw(processors, self.seed, input_ids, mask, config)
+            return model._sample(input_ids, processors, stopping_criteria, config, **kwargs)
         return then(model, input_ids, processors, stopping_criteria, generation_config, **kwargs)
 
 
