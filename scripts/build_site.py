@@ -24,7 +24,7 @@ import nbformat
 PROJECT = Path(__file__).resolve().parent.parent
 DOCS = PROJECT / "docs"
 PACKAGES = ("sphinx", "myst-nb", "furo", "sphinxcontrib-bibtex", "django-static-mathjax")
-FIGURES = ("08_remaining_toxicity.png",)  # of the run, which docs/ shows
+FIGURES = ("12_remaining_toxicity.png",)  # of the run, which docs/ shows
 FOLDED = {
     "parameters": "Parameters and their defaults",
     "injected-parameters": "Parameters of this run",

@@ -10,6 +10,8 @@ import nbformat
 import pytest
 import yaml
 
+from sasa_lib.course import exercises
+
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT / "scripts"))
 import sweep  # noqa: E402
@@ -72,6 +74,14 @@ def test_a_source_is_stripped_and_declares_its_parameters_first(name):
         assert "What you need to know" in prose and "Where this breaks" in prose
     assert "SEEN" not in prose
     assert len(notebook.cells) <= 30
+    for cell in notebook.cells:  # plumbing is hidden, ideas fit into twenty lines
+        hidden = {"parameters", "hide-input"} & {*cell.metadata.get("tags", [])}
+        if cell.cell_type == "code" and not hidden:
+            assert len(cell.source.splitlines()) <= 20, cell.source
+        number = name.partition("_")[0]
+        assert set(re.findall(r'figures", "(\d+)_', cell.source)) <= {number}
+        for check in re.findall(r"exercises\.(check_\w+)\(", cell.source):
+            assert getattr(exercises, check).__doc__.startswith(f"{number}: ")
     assert f'sl.recorded.compare(run, "{name}", claims)' in "".join(c.source for c in code)
 
 

@@ -52,7 +52,7 @@ def check_rad(logits: np.ndarray, toxicity: np.ndarray, beta: float, k: int) -> 
     [(U[:12, :4] + U[12:, :1], U[:12, 4:] + U[12:, :1] - 0.1), (U[:3, :1], U[3:6, :1])],
 )
 def check_twin_difference(first: np.ndarray, second: np.ndarray) -> Truth:
-    """06: difference of twins and its standard error: a function of two [pairs, generations]."""
+    """10: difference of twins and its standard error: a function of two [pairs, generations]."""
     a, b, every = first.mean(axis=1), second.mean(axis=1), first - second
     d, strangers = np.mean(a - b), np.hypot(sem(a), sem(b))
     return [d, sem(a - b)], {
@@ -70,7 +70,7 @@ def check_twin_difference(first: np.ndarray, second: np.ndarray) -> Truth:
     compare=partial(compare, rtol=0, atol=0.012),
 )
 def check_bootstrap(values: np.ndarray) -> Truth:
-    """07: 95% interval of the mean over prompts: a function of values [prompts, generations]."""
+    """11: 95% interval of the mean over prompts: a function of values [prompts, generations]."""
     mean, rows = values.mean(), values.mean(axis=1)
     ends = np.array(
         statistics.bootstrap_interval(lambda d: rows[d].mean(), len(rows), resamples=10_000)
@@ -85,7 +85,7 @@ def check_bootstrap(values: np.ndarray) -> Truth:
 
 @exercise("one word is many tokens; a filter that forgets one lets the word through")
 def check_bad_words(answer: object) -> None:
-    """08: strings in which a tokenizer may meet a word: a function of a word in lower case."""
+    """12: strings in which a tokenizer may meet a word: a function of a word in lower case."""
     for word in ("hoe", "mongrel", "x"):
         found = called(answer, word)
         if isinstance(found, str) or not isinstance(found, Iterable):
@@ -107,7 +107,7 @@ def check_bad_words(answer: object) -> None:
 
 @exercise("candidates are dear below the boundary only, which is why its layer matters")
 def check_grows_with_k(answer: object) -> None:
-    """09: letters of the operations that have more rows to compute where k is larger."""
+    """13: letters of the operations that have more rows to compute where k is larger."""
     step = {
         "a": lambda k: k,  # the blocks up to the boundary's layer
         "b": lambda k: 1,  # the blocks above it
@@ -135,7 +135,7 @@ def check_grows_with_k(answer: object) -> None:
     [(P8, 0.9), (P8, 0.35), (np.array([0.05, 0.92, 0.03]), 0.9), (np.full(4, 0.25), 1.0)],
 )
 def check_nucleus(p: np.ndarray, top_p: float) -> Truth:
-    """09: how many candidates top-p keeps: a function of p and top_p."""
+    """13: how many candidates top-p keeps: a function of p and top_p."""
     scores = torch.tensor(np.log(p))[None]
     kept = int(TopPLogitsWarper(top_p)(None, scores).isfinite().sum())
     unsorted = np.searchsorted(np.cumsum(p), top_p) + 1
@@ -151,7 +151,7 @@ def check_nucleus(p: np.ndarray, top_p: float) -> Truth:
     [(M8, 0.8), (V[0], 1.0), (M8[:1], 0.5)],
 )
 def check_running_margins(m: np.ndarray, decay: float) -> Truth:
-    """10: margins of all beginnings of a text: a function of its tokens' margins and the decay."""
+    """06: margins of all beginnings of a text: a function of its tokens' margins and the decay."""
     t = np.arange(len(m))
     age = t[:, None] - t
     weights = np.where(age >= 0, decay ** np.maximum(age, 0.0), 0)
@@ -173,7 +173,7 @@ def check_running_margins(m: np.ndarray, decay: float) -> Truth:
     [(2.0, 3.0, 1.2), (1.0, 1.5, 2.5), (0.0, 3.0, 1.0)],
 )
 def check_calibrated_beta(beta: float, slope: float, new: float) -> Truth:
-    """10: beta that pulls clearly toxic texts as hard: a function of beta, slope and new slope."""
+    """06: beta that pulls clearly toxic texts as hard: a function of beta, slope and new slope."""
     near, far = log_expit(np.outer([-1e3, -2e3], [slope, new]))
     before, after = near - far
     return beta * before / after, {
@@ -185,7 +185,7 @@ def check_calibrated_beta(beta: float, slope: float, new: float) -> Truth:
 
 @exercise("so a budget is a promise about every single draw, whatever the margins are")
 def check_pinsker(answer: object, moved: float = 0.05) -> None:
-    """11: budget in nats with which no step moves more than a share of the probability."""
+    """14: budget in nats with which no step moves more than a share of the probability."""
     budget = brentq(lambda nats: np.sqrt(nats / 2) - moved, 0, 2)
     slips = {
         "this is what a budget of that size moves: turn the bound round": np.sqrt(moved / 2),
@@ -202,7 +202,7 @@ def check_pinsker(answer: object, moved: float = 0.05) -> None:
     compare=partial(compare, rtol=2e-3),
 )
 def check_budget_beta(p: np.ndarray, m: np.ndarray, budget: float) -> Truth:
-    """11: beta that spends a budget: a function of p, margins and the budget in nats."""
+    """14: beta that spends a budget: a function of p, margins and the budget in nats."""
 
     def left(beta: float) -> float:
         return budget - entropy(softmax(np.log(p) + beta * m), p)
@@ -222,7 +222,7 @@ def check_budget_beta(p: np.ndarray, m: np.ndarray, budget: float) -> Truth:
     [(-0.3, 4.0, 2.0), (0.6, 1.0, 3.0), (0.0, 0.0, 1.0), (-1.0, 2.0, 1.0)],
 )
 def check_direction_of_sum(cosine: float, one: float, other: float) -> Truth:
-    """12: cosine of a sum of normals with the first: a function of their cosine and strengths."""
+    """15: cosine of a sum of normals with the first: a function of their cosine and strengths."""
     first, second = np.array([1, 0]), np.array([cosine, np.sqrt(1 - cosine**2)])
     total = one * first + other * second
     along, length = total @ first, np.linalg.norm(total)
@@ -236,7 +236,7 @@ def check_direction_of_sum(cosine: float, one: float, other: float) -> Truth:
 
 @exercise("in the margin form a surplus pays for a deficit; log sigma has no surplus to pay with")
 def check_surplus(answer: object) -> None:
-    """12: two candidates that margin and posterior form rank differently: margins [2, 2]."""
+    """15: two candidates that margin and posterior form rank differently: margins [2, 2]."""
     margins = numbers(answer)
     if margins.size != 4:
         raise WrongAnswer(f"the count of numbers is off: {margins.size} instead of two times two")
@@ -258,7 +258,7 @@ def check_surplus(answer: object) -> None:
     [(["a b a b a", "b a  c b", "c d", "d"], 2), (["a b", "a b", "c"], 1), (["a", "b b"], 3)],
 )
 def check_distinct(texts: Sequence[str], n: int) -> Truth:
-    """13: distinct n-grams per word: a function of the generations of one prompt, and n."""
+    """07: distinct n-grams per word: a function of the generations of one prompt, and n."""
     at_spaces = [text.split(" ") for text in texts]
     texts = [text.split() for text in texts]
     one = [word for words in texts for word in words]
@@ -287,7 +287,7 @@ def check_distinct(texts: Sequence[str], n: int) -> Truth:
     compare=compare_distribution,
 )
 def check_accepted_law(p: np.ndarray, margins: np.ndarray, above: float) -> Truth:
-    """14: law of what is accepted: a function of probabilities, margins and a threshold."""
+    """08: law of what is accepted: a function of probabilities, margins and a threshold."""
     side = margins > above
     return np.where(side, p, 0) / p[side].sum(), {
         "a margin at the threshold does not lie above it": softmax(
@@ -306,7 +306,7 @@ def check_accepted_law(p: np.ndarray, margins: np.ndarray, above: float) -> Trut
     [(0.5, 20), (0.9, 1), (1.0, 7)],
 )
 def check_acceptance_nats(share: float, tokens: int) -> Truth:
-    """14: divergence from plain sampling in nats a token: a function of a share and a length."""
+    """08: divergence from plain sampling in nats a token: a function of a share and a length."""
     return np.log(1 / share) / tokens, {
         "this is of the whole response: divide by its tokens": np.log(1 / share),
         "a divergence is not below 0": np.log(share) / tokens,
@@ -320,7 +320,7 @@ def check_acceptance_nats(share: float, tokens: int) -> Truth:
     [(M8, 0.5, 8), (M8, 9.0, 5), (-np.sort(-M8), float(M8.max()), 6), (np.sort(M8), 0.0, 8)],
 )
 def check_accept_loop(margins: np.ndarray, above: float, at_most: int) -> Truth:
-    """14: which response is kept, and how many are drawn: of margins, threshold and a limit."""
+    """08: which response is kept, and how many are drawn: of margins, threshold and a limit."""
     some = margins[:at_most]
 
     def loop(above_it: np.ndarray) -> list[int]:
@@ -350,7 +350,7 @@ def compare_exactly(found: object, expected: object, slips: Mapping[str, object]
     compare=compare_exactly,
 )
 def check_best_of_law(p: np.ndarray, margins: np.ndarray, n: int) -> Truth:
-    """13: law of the best of n draws: a function of p, distinct margins and n."""
+    """07: law of the best of n draws: a function of p, distinct margins and n."""
     best, worst = np.zeros((2, len(p)))
     for drawn in product(range(len(p)), repeat=n):
         chance = np.prod(p[list(drawn)])

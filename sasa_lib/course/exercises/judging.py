@@ -237,7 +237,7 @@ def compare_count(found: object, expected: object, slips: Mapping[str, object]) 
     compare=compare_count,
 )
 def check_pairs_needed(sd: float, difference: float) -> Truth:
-    """06: pairs for 80% power at the two-sided 5% level: a function of an sd and a difference."""
+    """10: pairs for 80% power at the two-sided 5% level: a function of an sd and a difference."""
     two_sided, power, one_sided = norm.ppf([0.975, 0.8, 0.95])
     unit = (sd / difference) ** 2
     return (two_sided + power) ** 2 * unit, {

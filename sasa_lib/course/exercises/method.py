@@ -206,7 +206,7 @@ def check_anisotropy(e: np.ndarray) -> Truth:
     [(M8.round(), SIDE), (V[0].round(1), SIDE), (0 * M8, SIDE)],
 )
 def check_auc(m: np.ndarray, toxic: np.ndarray) -> Truth:
-    """02: AUC by counting pairs: a function of margins and toxic."""
+    """03: AUC by counting pairs: a function of margins and toxic."""
     above, auc = m[~toxic][:, None] - m[toxic], roc_auc_score(~toxic, m)
     return auc, {
         "this counts the pairs in which the toxic text lies higher": 1 - auc,

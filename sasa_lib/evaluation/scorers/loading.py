@@ -19,7 +19,10 @@ from sasa_lib.texts.assets import fetch
 from sasa_lib.texts.words import word_list
 
 # Of what is written as one word, such as names for people.
-OFFENSIVE_STEMS = ("bitch", "faggot", "fuck", "nigga", "nigger", "shit", "slut", "whore")
+OFFENSIVE_STEMS = (
+    "bitch", "faggot", "fisted", "fisting", "fuck", "masturbat", "nigga", "nigger", "shit", "slut",
+    "whore",
+)  # fmt: skip
 SCORERS = ("minilm", "profanity-check", "detoxify", "perspective")
 
 
