@@ -38,15 +38,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=PROJECT / "runs/laptop/site/html")
     parser.add_argument("--screenshots", type=Path, help="a folder for pictures of every page")
-    parser.add_argument("--links", action="store_true", help="only links, which needs no browser")
     options = parser.parse_args(arguments)
     if not (options.folder / "index.html").is_file():
         sys.exit(f"there is no site in {options.folder}; `make site`")
     if options.screenshots:
         options.screenshots.mkdir(parents=True, exist_ok=True)
-    wrong = links(options.folder)
-    if not options.links:
-        wrong += browsed(options.folder, options.screenshots)
+    wrong = links(options.folder) + browsed(options.folder, options.screenshots)
     print(*wrong, f"{len(pages(options.folder))} pages, {len(wrong)} faults", sep="\n")
     sys.exit(1 if wrong else 0)
 
