@@ -32,7 +32,7 @@ import papermill
 import yaml
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor, TagRemovePreprocessor
 from traitlets.config import Config
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -238,7 +238,12 @@ def execute(notebook: str, folder: str) -> None:
         sys.exit(f"{notebook} stopped: its kernel died, most likely for want of memory")
     executed = nbformat.read(partial, as_version=4)
     nbformat.write(parameters_note(executed, defaults(notebook), parameters), partial)
-    settings = Config({"HTMLExporter": {"preprocessors": [CoalesceStreamsPreprocessor]}})
+    settings = Config(
+        {
+            "HTMLExporter": {"preprocessors": [CoalesceStreamsPreprocessor, TagRemovePreprocessor]},
+            "TagRemovePreprocessor": {"enabled": True, "remove_input_tags": ["hide-input"]},
+        }
+    )
     html, _ = HTMLExporter(config=settings).from_filename(str(partial))
     _write(run / f"{notebook}.html", html)
     partial.replace(run / f"{notebook}.ipynb")
