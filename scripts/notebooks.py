@@ -237,6 +237,9 @@ def execute(notebook: str, folder: str) -> None:
     except DeadKernelError:
         sys.exit(f"{notebook} stopped: its kernel died, most likely for want of memory")
     executed = nbformat.read(partial, as_version=4)
+    for cell in executed.cells:  # progress bars and warnings: the terminal has shown them
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     nbformat.write(parameters_note(executed, defaults(notebook), parameters), partial)
     settings = Config(
         {

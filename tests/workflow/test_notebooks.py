@@ -85,6 +85,16 @@ def test_a_source_is_stripped_and_declares_its_parameters_first(name):
     assert f'sl.recorded.compare(run, "{name}", claims)' in "".join(c.source for c in code)
 
 
+def test_no_progress_bar_and_no_warning_stands_in_an_executed_copy():
+    copies = sorted((PROJECT / "runs" / "smoke").glob("[0-9]*.ipynb"))
+    if not copies:
+        pytest.skip("runs/smoke has not been made")
+    for path in copies:
+        cells = nbformat.read(path, as_version=4).cells
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        assert not [output for output in outputs if output.get("name") == "stderr"], path.name
+
+
 @pytest.mark.parametrize("run", ["laptop", "smoke"])
 def test_recorded_numbers_are_those_of_an_executed_notebook(run):
     numbers = notebooks.recorded(PROJECT / "runs" / run)
