@@ -33,12 +33,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n-prompts", type=int, default=20)
     parser.add_argument("--generations", type=int, default=25)
+    parser.add_argument("--only", nargs="*", help="names of methods")
     given = parser.parse_args()
     texts = Texts()
     fitted, judge = Fitted(SMALL, texts), sl.load_lm(LARGE)
     prompts = texts.prompts("toxic")[: given.n_prompts]
     scorer, rows = sl.load_scorer("minilm"), []
-    for name, drawn, cost in methods(fitted, prompts, given.generations):
+    for name, drawn, cost in methods(fitted, prompts, given.generations, given.only):
         table = pd.DataFrame(
             [
                 {"prompt_id": i, "prompt": prompt, "generation": j, "text": text}
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def methods(
-    fitted: Fitted, prompts: list[str], number: int
+    fitted: Fitted, prompts: list[str], number: int, only: list[str] | None = None
 ) -> Iterator[tuple[str, list[list[str]], float]]:
     """Name, texts by prompt, and draws for each that is kept, of every method."""
     laws = {"plain": PlainSampling(0), "posterior 2": posterior(fitted, 2.0, 0)}
@@ -78,6 +79,8 @@ def methods(
         for above in (0.0, 0.5)
     }
     for name, decoder in others.items():
+        if only and name not in only:
+            continue
         drawn, draws = [], []
         for prompt in prompts:
             ids = fitted.tokenizer(prompt, return_tensors="pt")["input_ids"]
@@ -87,9 +90,11 @@ def methods(
         yield name, drawn, float(np.mean(draws))
     for name, law in laws.items():
         for weight in LAMBDAS:
-            rng = np.random.default_rng(0)
+            title, rng = f"{name}, particles {weight:g}", np.random.default_rng(0)
+            if only and title not in only:
+                continue
             drawn = [particles(fitted, prompt, law, weight, number, rng) for prompt in prompts]
-            yield f"{name}, particles {weight:g}", drawn, 1.0
+            yield title, drawn, 1.0
 
 
 def continued(fitted: Fitted, ids: torch.Tensor, decoder: Decoder, tokens: int) -> torch.Tensor:
