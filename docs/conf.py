@@ -17,9 +17,8 @@ extensions = [
     "sphinxcontrib.bibtex",
 ]
 
-# The notebooks are shown as they were executed. Progress bars and warnings are left out.
+# The notebooks are shown as they were executed.
 nb_execution_mode = "off"
-nb_output_stderr = "remove"
 nb_merge_streams = True
 myst_enable_extensions = ["colon_fence", "dollarmath", "substitution"]
 myst_heading_anchors = 3

@@ -28,7 +28,6 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--n-prompts", type=int, default=64)
     parser.add_argument("--generations", type=int, default=25)
-    parser.add_argument("--above", type=float, default=0.0, help="scaled margin that is accepted")
     given = parser.parse_args()
     texts = Texts()
     fitted = Fitted(given.model, texts)
@@ -48,7 +47,7 @@ def main() -> None:
             fitted.model, fitted.tokenizer, corpus, layers=[boundary.layer], pooling="mean"
         )
         made[name] = boundary.margins(states[:, 0], scaled=True)
-        above = made[name] > given.above
+        above = made[name] > 0
         print(
             f"{name}: AUC {roc_auc_score(~toxic, made[name]):.3f}, {(toxic & above).sum()} of "
             f"{toxic.sum()} toxic are accepted, {(~toxic & ~above).sum()} of {(~toxic).sum()} "
